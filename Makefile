@@ -1,0 +1,50 @@
+# `make` alone lists the targets. Everything happens inside .venv; nothing outside this folder is changed.
+#   PYTHON=python3.12   the interpreter that makes .venv (3.11 or newer)
+#   LAB_FLAGS=...       passed on to JupyterLab
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SETUP  := PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/setup
+
+# One thread: results of training then do not depend on the number of cores, and busy machines stay usable.
+QUIET  := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 LOWBIT_NB_THREADS=1
+PYTEST := $(QUIET) $(BIN)/python -m pytest
+NBVAL  := -p tests.nbval_plugin --nbval-lax --nbval-current-env --nbval-cell-timeout=180 \
+          --nbval-sanitize-with tests/nbval_sanitize.cfg
+
+# The browser tests need Chromium or Chrome; LOWBIT_NB_CHROMIUM names one that is not on PATH.
+CHROMIUM := $(or $(LOWBIT_NB_CHROMIUM),$(shell command -v chromium || command -v chromium-browser || \
+                 command -v google-chrome || command -v google-chrome-stable))
+comma    := ,
+EXTRAS   := test$(if $(CHROMIUM),$(comma)browser)
+# JupyterLab refuses to start as root unless told; containers usually are root.
+ROOT     := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test notebooks clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+lab: ## set up what is missing and open JupyterLab on the first notebook
+	@$(SETUP)
+	$(BIN)/python -m jupyterlab $(ROOT) $(LAB_FLAGS) notebooks/00_start_here.ipynb
+
+# Both runs happen even if the first fails, so that one call shows everything. pytest itself fails (status 5) when it
+# collects nothing.
+test: ## set up what is missing and run all tests: the package's, then every notebook
+	@$(SETUP) $(EXTRAS)
+	@test -n "$(CHROMIUM)" || echo "*** NO BROWSER TESTS: Chromium or Chrome is not on PATH (Debian: apt-get install chromium) ***"
+	@status=0; \
+	LOWBIT_NB_CHROMIUM="$(CHROMIUM)" $(PYTEST) tests || status=1; \
+	$(PYTEST) $(NBVAL) notebooks/ || status=1; \
+	exit $$status
+
+notebooks: ## run every notebook again from the top and store it in its normal form
+	@$(SETUP) test
+	$(QUIET) $(BIN)/python tests/normalise.py --execute notebooks/*.ipynb
+
+clean: ## remove .venv and caches (your runs/ stay)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis tests/artifacts
+	find lowbit_nb notebooks tests \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

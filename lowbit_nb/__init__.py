@@ -1,0 +1,32 @@
+"""lowbit-nb: ultra-low-bit post-training quantization of language models, to read, run and take apart.
+
+    import lowbit_nb as lb
+    lb.setup(seed=0)
+    subject = lb.load()                                              # the bundled model, or lb.load("org/name")
+    text = lb.text.calibration(subject.tokenizer)
+    quantized = lb.quantize(subject, lb.GPTQ(lb.Grid(bits=2, group=64)), text)
+    lb.evaluate.compare(subject, quantized.apply(subject), lb.text.evaluation(subject.tokenizer))
+"""
+
+import importlib
+from types import ModuleType
+
+from lowbit_nb import check, evaluate, feedback, grid, hessian, methods, packing, stored, text
+from lowbit_nb.checkpoint import load_quantized, save_quantized
+from lowbit_nb.grid import Grid
+from lowbit_nb.methods import GPTQ, RTN
+from lowbit_nb.quantize import quantize
+from lowbit_nb.record import Quantized
+from lowbit_nb.session import setup
+from lowbit_nb.subject import Subject, load
+
+__version__ = "0.1.0"
+__all__ = ["GPTQ", "Grid", "Quantized", "RTN", "Subject", "check", "evaluate", "feedback", "grid", "hessian", "live", "load",
+           "load_quantized", "methods", "packing", "quantize", "save_quantized", "setup", "show", "stored", "text"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`show` and `live` are loaded when first used: a GPU server needs neither matplotlib nor widgets."""
+    if name in ("show", "live"):
+        return importlib.import_module(f"lowbit_nb.{name}")
+    raise AttributeError(f"lowbit_nb has no {name!r}")

@@ -1,0 +1,1 @@
+"""What each exercise of the notebooks is checked against; one file a notebook."""

@@ -1,0 +1,26 @@
+"""Explorers: widgets that compute and draw in the browser, so they also live in an exported page.
+
+    live.grid_explorer(W)       bits, group size, clip, zero point -> where weights land, error, bits
+    live.hessian_explorer(H)    damping, column order -> conditioning, factor, spread of one error
+    live.packing_explorer(...)  bits, row length, layout -> which bit of which word holds a column
+
+Each also carries four stored pictures and a sentence with the numbers, for readers who have not run the cell.
+"""
+
+from __future__ import annotations
+
+from lowbit_nb.live.base import Explorer, Frame
+from lowbit_nb.live.grids import GridExplorer, grid_explorer
+from lowbit_nb.live.hessians import HessianExplorer, hessian_explorer
+from lowbit_nb.live.packings import PackingExplorer, packing_explorer
+
+__all__ = [
+    "Explorer",
+    "Frame",
+    "GridExplorer",
+    "HessianExplorer",
+    "PackingExplorer",
+    "grid_explorer",
+    "hessian_explorer",
+    "packing_explorer",
+]

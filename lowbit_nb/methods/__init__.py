@@ -1,0 +1,23 @@
+"""One short file a method: its settings with the paper's defaults, and how it is put together from the kit's parts."""
+
+from lowbit_nb.methods.gptq import GPTQ
+from lowbit_nb.methods.rtn import RTN
+
+METHODS = {"rtn": RTN, "gptq": GPTQ}
+
+
+def named(name: str, **settings: object) -> RTN | GPTQ:
+    """A method by its name, for menus and command lines.
+
+    Shapes:  a name and the method's own settings.
+    Units:   none.
+    Raises:  ValueError for an unknown name (message lists the known ones).
+    Source:  this project.
+    Differs: no difference.
+    """
+    if name.lower() not in METHODS:
+        raise ValueError(f"method={name!r} is unknown; use one of {', '.join(METHODS)}")
+    return METHODS[name.lower()](**settings)
+
+
+__all__ = ["GPTQ", "METHODS", "RTN", "named"]

@@ -1,0 +1,127 @@
+"""The walk: block by block over a model, resumable, with at most one block's worth of extra weights in memory.
+
+    streams -> [ method rounds block 0 ] -> streams advance -> [ block 1 ] -> ...
+
+A method sees one block and the two streams that flow into it and returns stored weights.  The walk does the rest: it keeps
+the streams, the record, the time left, and, in a work folder, every finished block.  Killed at any moment and started
+again, it reads the finished blocks back and goes on; the integers are the same.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from tqdm import tqdm
+
+from lowbit_nb import checkpoint
+from lowbit_nb.blocks import Block, Streams, catch
+from lowbit_nb.record import Quantized
+from lowbit_nb.stored import StoredWeight
+from lowbit_nb.subject import Subject
+from lowbit_nb.text import Windows
+
+
+@dataclass
+class BlockResult:
+    """What a method gives back for one block: a stored weight a linear layer, and its story in plain numbers.
+
+    Source: this project. Differs: no difference.
+    """
+
+    weights: dict[str, StoredWeight]
+    trace: dict = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """A way to quantize one block; a frozen dataclass whose fields are its settings.
+
+    streams  which of "full" and "quant" it wants to see; () if it looks at weights only
+
+    Source: this project. Differs: no difference.
+    """
+
+    streams: tuple[str, ...]
+
+    def quantize_block(self, block: Block, streams: Streams) -> BlockResult: ...
+
+
+def quantize(subject: Subject, method: Method, windows: Windows | None = None, workdir: str | Path | None = None,
+             progress: bool = True, batch: int = 16) -> Quantized:
+    """Quantize every linear layer of every decoder block.  The subject itself is not changed.
+
+    Shapes:  windows.ids [n, length]; n and length are the caller's choice (128 x 2048 in most papers).
+    Units:   none.
+    Raises:  ValueError if the method needs calibration windows and none are given or they do not fit the context, if a
+             work folder belongs to another run (message names what differs), or if activations are not finite.
+    Source:  the block-sequential schedule of GPTQ, Sec. 4.
+    Differs: resumable; layers outside the decoder blocks (embedding, head, norms) keep their precision.
+    """
+    if method.streams and windows is None:
+        raise ValueError(f"{type(method).__name__} looks at activations: give it calibration windows "
+                         "(windows=lb.text.calibration(subject.tokenizer))")
+    if method.streams:
+        subject.check_fits(windows.ids.shape[1])
+    settings = describe(subject, method, windows) | {"batch": batch}
+    blocks, X = _enter(subject, method, windows, batch)
+    store = checkpoint.WorkFolder(workdir, settings)
+    record = Quantized({}, settings, [])
+    streams = Streams.start(X, method.streams)
+    with tqdm(blocks, desc=_name(method), unit="block", file=sys.stdout, leave=False, disable=not progress, ncols=80) as bar:
+        for block in bar:
+            result = store.read(block.index) or _do(method, block, streams, store)
+            _advance(result, block, streams, last=block.index == len(blocks) - 1)
+            record.weights.update({f"{block.name}.{name}": w for name, w in result.weights.items()})
+            record.trace.append(result.trace)
+    return record
+
+
+def describe(subject: Subject, method: Method, windows: Windows | None) -> dict:
+    """Every setting that decides the integers, as plain JSON values.
+
+    Shapes:  a dict of strings and numbers.
+    Units:   none.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+    """
+    data = {"sha256": windows.sha256, "protocol": windows.protocol, "shape": list(windows.ids.shape)} if windows else None
+    return {"method": _name(method), "settings": asdict(method), "subject": subject.name, "fingerprint": subject.fingerprint(),
+            "windows": data if method.streams else None}
+
+
+def _enter(subject: Subject, method: Method, windows: Windows | None, batch: int) -> tuple[list[Block], torch.Tensor | None]:
+    """The blocks, and the first stream if the method wants one (a one-token pass is enough to find the blocks)."""
+    ids = windows.ids if method.streams else torch.zeros(1, 1, dtype=torch.long)
+    blocks, X = catch(subject.model, ids.to(subject.device), batch)
+    return blocks, X if method.streams else None
+
+
+def _do(method: Method, block: Block, streams: Streams, store: checkpoint.WorkFolder) -> BlockResult:
+    """Let the method round one block; time it, and keep it before going on."""
+    on_gpu = next(block.module.parameters()).is_cuda
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    result = method.quantize_block(block, streams)
+    result.trace = {"block": block.index, "seconds": time.perf_counter() - start} | result.trace
+    if on_gpu:
+        result.trace["peak_bytes"] = torch.cuda.max_memory_allocated()
+    store.write(block.index, result.weights, result.trace)
+    return result
+
+
+@torch.no_grad()
+def _advance(result: BlockResult, block: Block, streams: Streams, last: bool) -> None:
+    if last or (streams.full is None and streams.quant is None):
+        return
+    own = next(block.module.parameters())  # blocks read back from a work folder are on the CPU
+    streams.advance(block, {name: w.dequantize(own.dtype).to(own.device) for name, w in result.weights.items()})
+
+
+def _name(method: Method) -> str:
+    return type(method).__name__
