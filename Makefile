@@ -41,8 +41,9 @@ test: ## set up what is missing and run all tests: the package's, then every not
 	$(PYTEST) $(NBVAL) notebooks/ || status=1; \
 	exit $$status
 
-notebooks: ## run every notebook again from the top and store it in its normal form
+notebooks: ## weave and run every notebook from the top and store it in its normal form
 	@$(SETUP) test
+	$(BIN)/python tests/weave.py notebooks/*.ipynb
 	$(QUIET) $(BIN)/python tests/normalise.py --execute notebooks/*.ipynb
 
 clean: ## remove .venv and caches (your runs/ stay)

@@ -11,7 +11,7 @@
 import importlib
 from types import ModuleType
 
-from lowbit_nb import check, evaluate, feedback, grid, hessian, methods, packing, stored, text
+from lowbit_nb import blocks, check, evaluate, feedback, grid, hessian, methods, packing, stored, text
 from lowbit_nb.checkpoint import load_quantized, save_quantized
 from lowbit_nb.grid import Grid
 from lowbit_nb.methods import GPTQ, RTN
@@ -21,8 +21,10 @@ from lowbit_nb.session import setup
 from lowbit_nb.subject import Subject, load
 
 __version__ = "0.1.0"
-__all__ = ["GPTQ", "Grid", "Quantized", "RTN", "Subject", "check", "evaluate", "feedback", "grid", "hessian", "live", "load",
-           "load_quantized", "methods", "packing", "quantize", "save_quantized", "setup", "show", "stored", "text"]
+__all__ = [
+    "GPTQ", "Grid", "Quantized", "RTN", "Subject", "blocks", "check", "evaluate", "feedback", "grid", "hessian", "live", "load",
+    "load_quantized", "methods", "packing", "quantize", "save_quantized", "setup", "show", "stored", "text",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

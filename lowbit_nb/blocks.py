@@ -49,7 +49,7 @@ class Block:
     name: str  # full name in the model, e.g. "model.layers.3"
     args: tuple = field(repr=False)  # beside the hidden states, as the model passes them
     kwargs: dict = field(repr=False)
-    batch: int = 16
+    batch: int = 4
 
     @property
     def linears(self) -> dict[str, nn.Linear]:
@@ -86,9 +86,11 @@ class Block:
         """
         out = torch.empty_like(X) if out is None else out
         for i in range(0, len(X), self.batch):
-            out[i : i + self.batch] = self.forward(X[i : i + self.batch], weights)
-        if not torch.isfinite(out).all():
-            raise ValueError(f"{self.name} gives non-finite outputs; run in float32 or bfloat16, or check the model's weights")
+            y = self.forward(X[i : i + self.batch], weights)
+            if not torch.isfinite(y).all():
+                raise ValueError(f"{self.name} gives non-finite outputs; run in float32 or bfloat16, "
+                                 "or check the model's weights")
+            out[i : i + self.batch] = y
         return out
 
     def forward(self, x: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
@@ -176,7 +178,7 @@ class _Hooks:
 
 
 @torch.no_grad()
-def catch(model: nn.Module, ids: Tensor, batch: int = 16) -> tuple[list[Block], Tensor]:
+def catch(model: nn.Module, ids: Tensor, batch: int = 4) -> tuple[list[Block], Tensor]:
     """The model's blocks, ready to run one by one, and what flows into the first of them.
 
     Shapes:  ids [n, length] int64; returns the blocks and X [n, length, d_model].
@@ -198,7 +200,11 @@ def catch(model: nn.Module, ids: Tensor, batch: int = 16) -> tuple[list[Block], 
     with _Hooks([(m, keep(i)) for i, m in enumerate(modules)], with_kwargs=True):
         model(ids[:1], use_cache=False)
     blocks = [Block(m, i, f"{prefix}.{i}", *caught[i], batch) for i, m in enumerate(modules)]
-    return blocks, torch.cat([_first_input(model, modules[0], ids[i : i + batch]) for i in range(0, len(ids), batch)])
+    first = _first_input(model, modules[0], ids[:1])
+    X = first.new_empty(len(ids), *first.shape[1:])
+    for i in range(0, len(ids), batch):
+        X[i : i + batch] = _first_input(model, modules[0], ids[i : i + batch])
+    return blocks, X
 
 
 def _check_linear(prefix: str, module: nn.Module) -> None:

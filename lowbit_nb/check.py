@@ -88,4 +88,7 @@ def _exercises() -> dict[str, Callable]:
 
 
 def _tensor(x: object) -> Tensor:
-    return x if isinstance(x, Tensor) else torch.as_tensor(x)
+    if isinstance(x, Tensor):
+        return x.detach().cpu()
+    x = torch.as_tensor(x)
+    return torch.as_tensor(x.tolist(), dtype=torch.float64) if x.is_floating_point() else x

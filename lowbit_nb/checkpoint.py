@@ -107,7 +107,7 @@ def _write(path: Path, weights: dict[str, StoredWeight], notes: dict) -> None:
     tensors = {f"{layer}/{name}": t.cpu() for layer, w in weights.items() for name, t in w.pack().items()}
     notes = notes | {"format": FORMAT, "layers": {layer: w.meta() for layer, w in weights.items()},
                      "dequantized_sha256": {k: stored.checksum(weights[k]) for k in _probes(weights)}}
-    text = json.dumps(notes, sort_keys=True)
+    text = json.dumps(notes)
     _replace(path, save(tensors, metadata={"lowbit_nb": text, "sha256": _hash(text, tensors)}))
 
 
@@ -118,11 +118,13 @@ def _read(path: Path) -> tuple[dict[str, StoredWeight], dict]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise _damaged(path, f"it is truncated or not a safetensors file ({error})") from None
-    if json.loads(header.get("lowbit_nb", "{}")).get("format") != FORMAT:
-        raise _damaged(path, f"it is not of the format {FORMAT!r}")
+    if "lowbit_nb" not in header:
+        raise _damaged(path, "it was not written by this kit")
     if _hash(header["lowbit_nb"], tensors) != header.get("sha256"):
         raise _damaged(path, "it was edited: its contents do not match their recorded hash")
     notes = json.loads(header["lowbit_nb"])
+    if notes.get("format") != FORMAT:
+        raise _damaged(path, f"its format is {notes.get('format')!r}, and this version reads {FORMAT!r}")
     weights = {layer: stored.unpack(_of(tensors, layer), meta) for layer, meta in notes["layers"].items()}
     for layer, expected in notes["dequantized_sha256"].items():
         if stored.checksum(weights[layer]) != expected:

@@ -64,7 +64,7 @@ def feedback(W: Tensor, H: Tensor, rounder: Rounder, perm: Tensor | None = None,
     """
     _check(W, H)
     perm = torch.arange(W.shape[1], device=W.device) if perm is None else perm
-    V, D = factor(H[perm][:, perm])
+    V, D = factor(H[perm[:, None], perm])
     Wt = W.T[perm].to(V.dtype).contiguous()  # [d_in, d_out]: a column of W is contiguous
     Qt, Et = torch.empty_like(Wt), torch.zeros_like(Wt)  # rounded, and original minus rounded, so far
     column_loss = torch.empty_like(D)
@@ -185,7 +185,7 @@ def order(H: Tensor, name: str, g: int) -> Tensor:
         return diag.argsort(descending=True, stable=True)
     if name == "gar":
         diag_g = diag.reshape(-1, g)
-        inside = diag_g.argsort(1, descending=True, stable=True) + torch.arange(0, len(diag), g, device=H.device)[:, None]
+        inside = diag_g.argsort(dim=1, descending=True, stable=True) + torch.arange(0, len(diag), g, device=H.device)[:, None]
         return inside[diag_g.amax(1).argsort(descending=True, stable=True)].flatten()
     if name == "min_pivot":
         return _min_pivot(H)

@@ -120,11 +120,24 @@ def factor(H: Tensor) -> tuple[Tensor, Tensor]:
     >>> V.tolist(), D.tolist()
     ([[1.0, 1.0], [0.0, 1.0]], [4.0, 1.0])
     """
-    L, info = torch.linalg.cholesky_ex(H.flip(0, 1))
+    R, info = torch.linalg.cholesky_ex(H.flip(0, 1))
     if int(info):
         rank = int(torch.linalg.matrix_rank(H, hermitian=True))
         raise ValueError(f"H is not positive definite: rank {rank} of {H.shape[0]}; "
                          "use more calibration tokens, a larger damp (0.01 is usual, 0.1 is safe), or shrink=0.1")
-    R = L.flip(0, 1)
-    root = R.diagonal()
-    return R / root, root.square()
+    R = R.flip(0, 1)
+    root = R.diagonal().clone()
+    return R.div_(root), root.square()
+
+
+def error_share(W: Tensor, W_hat: Tensor, H: Tensor) -> float:
+    """How much of a layer's output is error: tr(E H E.T) / tr(W H W.T) with E = W - W_hat.
+
+    Shapes:  W, W_hat [d_out, d_in]; H [d_in, d_in].
+    Units:   a share: 0 is exact, 1 is as bad as writing zeros.
+    Raises:  nothing.
+    Source:  the layer objective of GPTQ, Eq. 1, made relative.
+    Differs: no difference.
+    """
+    E = W - W_hat
+    return float(((E @ H) * E).sum() / ((W @ H) * W).sum())

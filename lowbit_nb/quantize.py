@@ -51,7 +51,7 @@ class Method(Protocol):
 
 
 def quantize(subject: Subject, method: Method, windows: Windows | None = None, workdir: str | Path | None = None,
-             progress: bool = True, batch: int = 16) -> Quantized:
+             progress: bool = True, batch: int = 4) -> Quantized:
     """Quantize every linear layer of every decoder block.  The subject itself is not changed.
 
     Shapes:  windows.ids [n, length]; n and length are the caller's choice (128 x 2048 in most papers).

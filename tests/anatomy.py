@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 HEADINGS = (
     "You will be able to",
     "Before you start",
@@ -31,6 +33,10 @@ CHECKED_HEADINGS = (
 
 # The table in the first cell says these things.
 HEADER = ("Time", "Level", "Needs", "Data", "Paper")
+
+# The first cell ends in links that tests/weave.py writes: previous, index, next.
+INDEX = "00_start_here"
+NAVIGATION = re.compile(r"^\[?(?:previous|index|next)[:\]].*\.ipynb\).*$", re.IGNORECASE | re.MULTILINE)
 
 MAX_WORDS = 2500
 MAX_CODE_CELLS = 40

@@ -243,3 +243,25 @@ MUTANTS |= {
         "    return q.int()\n",
     ],
 }
+MUTANTS |= {
+    "start-bits": [
+        "def honest_bits(b, g):\n    return b + 16 / g",  # no zero point
+        "def honest_bits(b, g):\n    return b + (16 + b)",  # a ruler for every weight
+        "def honest_bits(b, g):\n    return b + (32 + b) / g",  # steps of 32 bits
+    ],
+    "start-kl": [
+        "def kl_from_logits(a, b):\n    p, q = b.log_softmax(-1), a.log_softmax(-1)\n"  # the wrong way round
+        "    return (p.exp() * (p - q)).sum(-1).mean()",
+        "def kl_from_logits(a, b):\n    p, q = a.log_softmax(-1), b.log_softmax(-1)\n    return (p.exp() * (p - q)).mean()",
+        "def kl_from_logits(a, b):\n    return (a.softmax(-1) * (a - b)).sum(-1).mean()",  # logits are not probabilities
+    ],
+    "start-feedback": [
+        "def round_with_feedback(w, x):\n    return [round(a) for a in w]",
+        # measured at the weights, not at the output
+        "def round_with_feedback(w, x):\n    u, q = 0.0, []\n    for a in w:\n        q.append(round(a + u))\n"
+        "        u += a - q[-1]\n    return q",
+        # only the neighbour's error is passed on
+        "def round_with_feedback(w, x):\n    u, q = 0.0, []\n    for a, b in zip(w, x):\n        q.append(round(a + u / b))\n"
+        "        u = (a - q[-1]) * b\n    return q",
+    ],
+}

@@ -106,7 +106,15 @@ def tidy_outputs(outputs: list[NotebookNode], count: int) -> list[NotebookNode]:
             kept[-1].text += output.text  # how a kernel cuts its prints into messages depends on its timing
         else:
             kept.append(output)
-    return kept
+    for output in kept:
+        if output.output_type == "stream":
+            output.text = settled(output.text)
+    return [output for output in kept if output.output_type != "stream" or output.text.strip()]
+
+
+def settled(text: str) -> str:
+    """What a reader sees in the end of lines that were written over, as progress bars do."""
+    return "\n".join(line.rsplit("\r", 1)[-1] for line in text.split("\n"))
 
 
 def complain(path: Path, number: int, cell: NotebookNode, last: int) -> None:

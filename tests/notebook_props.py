@@ -8,6 +8,7 @@ function needs one: tests/test_notebook_defs.py says which are missing.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable
 
@@ -204,4 +205,38 @@ PROPS |= {
     ("03_hessians_and_feedback", "ldlq_naive"): _gives_package_codes,
     ("03_hessians_and_feedback", "factor_naive"): _factors,
     ("03_hessians_and_feedback", "best_naive"): _is_best,
+}
+
+
+def _output(fn: Callable) -> None:
+    assert fn([1.0, 2.0], [3.0, -4.0]) == -5.0 and fn([0.5], [0.0]) == 0.0
+
+
+def _nearest(fn: Callable) -> None:
+    """The package's codes for one group, whatever its range."""
+    generator = torch.Generator().manual_seed(0)
+    for n, bits, shift in [(8, 2, 0.0), (5, 3, 2.0), (16, 4, -2.0), (3, 8, 0.0)]:
+        W = torch.randn(1, n, generator=generator) + shift
+        grid = Grid(bits, scale_dtype="float32")
+        q, s, z = fn(W[0].tolist(), bits)
+        s_p, z_p = fit(W, grid)
+        assert q == quantize(W, s_p, z_p, grid)[0].tolist() and z == float(z_p) and abs(s - float(s_p)) < 1e-6 * s
+
+
+def _kl(fn: Callable) -> None:
+    p, q = [0.5, 0.25, 0.25], [0.25, 0.25, 0.5]
+    assert abs(fn(p, p)) < 1e-12 and abs(fn(p, q) - (0.5 * math.log(2) - 0.25 * math.log(2))) < 1e-12
+
+
+def _perplexity(fn: Callable) -> None:
+    """Four equally likely tokens: 4; a sure and right model: 1."""
+    assert abs(fn([[math.log(0.25)] * 4] * 3, [0, 1, 3]) - 4) < 1e-9
+    assert fn([[0.0, -9.0], [-9.0, 0.0], [-9.0, 0.0]], [1, 0, 1]) == 1.0
+
+
+PROPS |= {
+    ("00_start_here", "output_naive"): _output,
+    ("00_start_here", "nearest_naive"): _nearest,
+    ("00_start_here", "kl_naive"): _kl,
+    ("00_start_here", "perplexity_naive"): _perplexity,
 }

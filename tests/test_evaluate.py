@@ -46,9 +46,7 @@ def log_probabilities(subject: Subject, ids: torch.Tensor) -> torch.Tensor:
 
 def by_hand(subject: Subject, windows: Windows) -> float:
     nats = [
-        -float(row[token])
-        for ids in windows.ids
-        for row, token in zip(log_probabilities(subject, ids), ids[1:], strict=True)
+        -float(row[token]) for ids in windows.ids for row, token in zip(log_probabilities(subject, ids), ids[1:], strict=True)
     ]
     return math.exp(sum(nats) / len(nats))
 

@@ -53,10 +53,14 @@ def test_codes_and_values_follow_the_formula(seed, bits, kind, clip, group):
         assert float(W_hat[r, c]) == pytest.approx(step * (int(q[r, c]) - zero), rel=1e-6, abs=1e-12)
 
 
-@given(SEEDS, st.integers(1, 8), st.sampled_from(sorted(KINDS)), st.sampled_from(["minmax", "mse"]))
-def test_steps_and_zeros_are_what_their_stored_type_holds(seed, bits, kind, clip):
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("clip", ["minmax", "mse"])
+@pytest.mark.parametrize("shift", [-2.0, 0.5, 2.0])
+def test_steps_and_zeros_are_what_their_stored_type_holds(bits, kind, clip, shift):
+    """Also for groups whose weights are all negative or all positive, where a zero point lies at the end."""
     grid = Grid(bits, 4, **KINDS[kind])
-    s, z = fit(weight(3, 12, seed, shift=0.5), grid, clip)
+    s, z = fit(weight(16, 12, bits, shift), grid, clip)
     assert torch.equal(s.half().float(), s) and bool((s > 0).all())
     if kind == "asymmetric":
         assert torch.equal(z, z.round()) and 0 <= float(z.min()) <= float(z.max()) <= grid.q_max

@@ -91,6 +91,13 @@ def test_damping_does_not_depend_on_dead_columns(generator):
         torch.testing.assert_close(wide[:6, :6], live, rtol=1e-12, atol=0)
 
 
+def test_a_dead_column_asks_nothing_of_the_others_even_if_rounding_left_something_there():
+    H = torch.tensor([[2.0, 1e-3, 0.5], [1e-3, 0.0, 1e-3], [0.5, 1e-3, 4.0]])
+    Hc, dead = condition(H, 0.0)
+    assert dead.tolist() == [False, True, False]
+    assert Hc.tolist() == [[2.0, 0.0, 0.5], [0.0, 3.0, 0.0], [0.5, 0.0, 4.0]]
+
+
 def test_shrinkage_makes_few_tokens_enough(generator):
     X = torch.randn(4, 16, generator=generator, dtype=torch.float64)
     H = X.T @ X / 4
@@ -155,9 +162,7 @@ def test_one_factorisation_survives_where_two_and_an_inverse_fail():
 
 def test_a_hessian_that_is_not_positive_definite_is_refused_with_its_rank(generator):
     X = torch.randn(5, 64, generator=generator)
-    with pytest.raises(
-        ValueError, match=r"not positive definite: rank 5 of 64; use more calibration tokens, a larger damp"
-    ):
+    with pytest.raises(ValueError, match=r"not positive definite: rank 5 of 64; use more calibration tokens, a larger damp"):
         factor(X.T @ X / 5)
 
 

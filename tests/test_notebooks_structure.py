@@ -38,6 +38,7 @@ def test_title_is_a_question_with_a_header_table(name):
     assert first.startswith("# ")
     missing = [word for word in anatomy.HEADER if not re.search(rf"\|[ *]*{word}[ *]*\|", first)]
     assert not missing, f"the first cell's table lacks {missing}"
+    assert re.search(r"\|[^|]*\b\d+ (s|seconds)\b[^|]*\|", first), "Time is not a number of seconds"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -130,9 +130,7 @@ def test_full_slices_are_the_planar_words_that_kernels_read(bits):
     d_in = 3 * fields * 64
     q = random_codes(5, d_in, bits)
     words = pack(q, bits).reshape(5, 3, 64)
-    planes = torch.stack(
-        [(words >> bits * j) & (2**bits - 1) for j in range(fields)], dim=2
-    )  # [rows, slices, fields, 64]
+    planes = torch.stack([(words >> bits * j) & (2**bits - 1) for j in range(fields)], dim=2)  # [rows, slices, fields, 64]
     assert torch.equal(planes.reshape(5, d_in).long(), q)
 
 

@@ -31,7 +31,7 @@ def once() -> Quantized:
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "opt", "gpt_neox", "phi"])
 @pytest.mark.parametrize(
     "method",
-    [RTN(lb.Grid(4, 16)), METHOD, GPTQ(lb.Grid(2, 16), order="act"), GPTQ(lb.Grid(4), sequential=False)],
+    [RTN(lb.Grid(4, 16)), METHOD, GPTQ(lb.Grid(2, 16), order="act"), GPTQ(lb.Grid(4))],
 )
 def test_every_linear_layer_of_every_block_and_nothing_else(kind, method):
     original = tiny.subject(kind)
@@ -122,9 +122,7 @@ def test_the_bundled_subject_at_two_bits(bundled, tmp_path):
     original = lb.evaluate.perplexity(bundled, evaluation)
     worse, better = (lb.evaluate.compare(bundled, q.apply(bundled), evaluation) for q in (nearest, feedback))
     assert (
-        worse.perplexity > 50 * original > 5 * better.perplexity
-        and better.kl < worse.kl / 2
-        and better.top1 > 2 * worse.top1
+        worse.perplexity > 50 * original > 5 * better.perplexity and better.kl < worse.kl / 2 and better.top1 > 2 * worse.top1
     )
     assert feedback.bits().per_weight == 2 + 18 / 64 and bundled.fingerprint() == before
     path = lb.save_quantized(feedback, tmp_path)
@@ -191,7 +189,9 @@ def test_an_unknown_method_is_refused_with_the_known_ones():
     "method", [RTN(lb.Grid(3, 24)), GPTQ(lb.Grid(3, 24)), GPTQ(lb.Grid(3, 24), groups="static", order="act")]
 )
 def test_a_group_that_does_not_divide_is_refused_with_the_layer(method):
-    with pytest.raises(ValueError, match=r"model\.layers\.0\.\S+: d_in=32 is not a multiple of g=24; use g=16 or g=32"):
+    with pytest.raises(
+        ValueError, match=r"model\.layers\.0\.self_attn\.q_proj.*: d_in=32 is not a multiple of g=24; use g=16 or g=32"
+    ):
         walk(method=method)
 
 
@@ -213,7 +213,7 @@ def test_activations_that_are_not_finite_are_refused_with_the_layer():
 def test_a_hessian_that_is_not_positive_definite_is_refused_with_the_layer():
     with pytest.raises(
         ValueError,
-        match=r"model\.layers\.0\.self_attn\.q_proj: H is not positive definite.*more calibration tokens",
+        match=r"model\.layers\.0\.self_attn\.q_proj.*: H is not positive definite.*more calibration tokens",
     ):
         walk(method=GPTQ(lb.Grid(3, 16), damp=0.0), windows=tiny.windows(1, 8))
 
@@ -224,9 +224,7 @@ def test_windows_longer_than_the_context_are_refused():
 
 
 def test_weights_of_another_model_are_refused(once):
-    with pytest.raises(
-        ValueError, match=r"model\.layers\.0\.self_attn\.q_proj is \(64, 64\) in the subject and \(32, 32\)"
-    ):
+    with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn\.q_proj is \(64, 64\) in the subject and \(32, 32\)"):
         once.apply(subject(hidden_size=64))
     with pytest.raises(ValueError, match=r"no layer model\.layers\.3\.self_attn\.q_proj; .*another model"):
         once.apply(subject(num_hidden_layers=3))

@@ -58,7 +58,7 @@ def test_a_work_folder_changes_nothing_and_is_read_back_without_work(once, tmp_p
     [
         METHOD,
         GPTQ(lb.Grid(2, 16), order="act"),
-        GPTQ(lb.Grid(2, 16, zero_inside=False), sequential=False),
+        GPTQ(lb.Grid(2, 16, zero_inside=False)),
         GPTQ(lb.Grid(4, 8, symmetric=True), groups="static"),
     ],
 )
@@ -129,9 +129,7 @@ def test_on_a_gpu_it_also_goes_on(tmp_path, method):
     assert again.apply(on_gpu).device == whole.apply(on_gpu).device == on_gpu.device
 
 
-@pytest.mark.parametrize(
-    "name", ["quantized.safetensors.part", "block_000.safetensors.part", "block_003.safetensors.part"]
-)
+@pytest.mark.parametrize("name", ["block_000.safetensors.part", "block_003.safetensors.part"])
 def test_half_written_files_are_ignored(once, tmp_path, name):
     tmp_path.joinpath(name).write_bytes(b"half of some")
     assert equal(walk(tmp_path), once)
@@ -151,9 +149,7 @@ def test_half_written_files_are_ignored(once, tmp_path, name):
 def test_the_work_folder_of_another_run_is_refused_and_left_alone(tmp_path, changes, key):
     walk(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(
-        ValueError, match=rf"holds another run: .*{key}.* differ .*folder of its own, or delete that one"
-    ):
+    with pytest.raises(ValueError, match=rf"holds another run: .*{key}.* differ .*folder of its own, or delete that one"):
         walk(tmp_path, **changes)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
@@ -172,7 +168,7 @@ def test_a_damaged_block_is_refused_with_its_name(tmp_path):
     walk(tmp_path)
     path = tmp_path / "block_002.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"block_002\.safetensors.*delete .*block_002\.safetensors and make it again"):
+    with pytest.raises(ValueError, match=r"block_002\.safetensors.*delete it and make it again"):
         walk(tmp_path)
 
 
@@ -191,7 +187,6 @@ def test_a_method_that_fails_leaves_the_finished_blocks(once, tmp_path, monkeypa
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "block_000.safetensors",
         "block_001.safetensors",
-        "run.json",
     ]
     assert equal(walk(tmp_path), once)
 

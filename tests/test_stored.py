@@ -38,9 +38,7 @@ def tensor_bytes(path) -> int:
     return len(data) - 8 - struct.unpack("<Q", data[:8])[0]
 
 
-SHAPES = st.sampled_from(
-    [(1, 1, None), (3, 100, None), (5, 96, 32), (4, 256, 64), (7, 65, 13), (2, 2304, 64), (16, 33, 11)]
-)
+SHAPES = st.sampled_from([(1, 1, None), (3, 100, None), (5, 96, 32), (4, 256, 64), (7, 65, 13), (2, 2304, 64), (16, 33, 11)])
 
 
 @given(

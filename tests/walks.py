@@ -13,7 +13,7 @@ from lowbit_nb.quantize import quantize
 from lowbit_nb.record import Quantized
 from tests import tiny
 
-METHOD = GPTQ(lb.Grid(3, 16))
+METHOD = GPTQ(lb.Grid(3, 16), sequential=True)
 BLOCKS = 6
 
 

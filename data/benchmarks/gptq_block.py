@@ -18,10 +18,9 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from lowbit_nb.blocks import Streams, catch  # noqa: E402
-from lowbit_nb.grid import Grid  # noqa: E402
-from lowbit_nb.methods import GPTQ  # noqa: E402
+from lowbit_nb.blocks import Streams, catch
+from lowbit_nb.grid import Grid
+from lowbit_nb.methods import GPTQ
 
 SHAPES = {"LLaMA-2-7B": dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_key_value_heads=32),
           "subject": dict(hidden_size=256, intermediate_size=768, num_attention_heads=4, num_key_value_heads=2)}
@@ -79,7 +78,7 @@ def main() -> None:
     a = p.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     runs = {}
-    for name, method in {"defaults": GPTQ(Grid(2, group=128)), "one pass": GPTQ(Grid(2, group=128), sequential=False),
+    for name, method in {"defaults": GPTQ(Grid(2, group=128)),
                          "static groups": GPTQ(Grid(2, group=128), groups="static")}.items():
         runs[name] = measure(a.shape, method, a.n, a.length, device)
         print(name, runs[name], flush=True)

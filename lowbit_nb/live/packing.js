@@ -23,7 +23,7 @@ function render({ model, el: host }) {
     layout: select({ label: "Layout", options: LAYOUTS, onchange: (v) => set({ layout_name: v }) }),
     column: slider({ label: "Column", min: 0, max: 255, text: (v) => `${v} of 0 to ${model.get("d_in") - 1}`, oninput: (v) => set({ column: v }) }),
   };
-  const tiles = { words: tile("Words a row"), each: tile("Bits a code on disk"), run: tile("One shift of the words gives columns") };
+  const tiles = { words: tile("Words a row"), each: tile("Bits a code on disk"), run: tile("One shift gives columns") };
   const main = el("div", { class: "lb-main" }), strips = el("div", { class: "lb-main" });
   const readout = el("p", { class: "lb-readout", role: "status", "aria-live": "polite" });
   node.append(el("div", { class: "lb-controls" }, ...Object.values(control).map((c) => c.node)),
@@ -41,7 +41,7 @@ function render({ model, el: host }) {
     view = { dIn, column, parts, at, run };
     control.bits.update(bits); control.dIn.update(dIn); control.layout.update(layout);
     control.column.update(column, { max: dIn - 1 });
-    tiles.words.update(String(words), parts.map((p) => `${p.nWords} of ${32 / p.width} fields`).join(" + "));
+    tiles.words.update(String(words), parts.map((p) => `${p.nWords} × ${32 / p.width} fields`).join(" + "));
     tiles.each.update(((32 * words) / dIn).toFixed(3), padding ? `${padding} padding bits in the row` : "no padding");
     tiles.run.update(run.short, run.note);
     readout.replaceChildren(`Column ${column} of ${dIn}: `, ...parts.flatMap((p, i) => [i ? " and " : "", el("code", { class: "lb-code" }, formula(p, at[i]))]), ".");

@@ -109,7 +109,7 @@ class PackingExplorer(Explorer):
 
     def _frame(self, bits: int, d_in: int, layout: str, column: int) -> Frame:
         title, found = self._title(bits, d_in, layout, column), parts(bits, d_in, layout)
-        tall = [1.0 + 2.4 * len(p.where) / 32 for p in found]
+        tall = [1.1 + min(2.1, 0.12 * len(p.where)) for p in found]
         fig, axes = show.subplots(8, sum(tall), rows=len(found), squeeze=False, height_ratios=tall)
         for ax, part in zip(axes[:, 0], found, strict=True):
             _draw(ax, part, d_in, column)
@@ -152,7 +152,7 @@ def _draw(ax: Axes, part: Part, d_in: int, column: int) -> None:
         for y, row in enumerate(part.where):
             for x, c in enumerate(row):
                 ink = "white" if c < 0.55 * d_in else "black"
-                ax.text(x, y, str(c) if c >= 0 else "", ha="center", va="center", fontsize=6.5, color=ink)
+                ax.text(x, y, str(c) if c >= 0 else "", ha="center", va="center", fontsize=8, color=ink)
     bits = f"bit {part.low}" if part.width == 1 else f"bits {part.low} to {part.low + part.width - 1}"
     title = f"{bits} of every code: {part.n_words} words of {len(part.where)} fields"
     ax.set(title=title, xlabel="word", ylabel="field")

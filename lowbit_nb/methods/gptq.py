@@ -1,7 +1,7 @@
 """GPTQ: no transform, an affine grid, error feedback, the layer's output under H = X.T X / n.
 
-Layers that share an input share one Hessian, one factor and one run of the solver: their rows are stacked.  The groups of
-a block are done in the order the block calls them, each seeing the inputs that the ones before it really produce.
+Layers that share an input share one Hessian, one factor and one run of the solver: their rows are stacked.  All Hessians
+of a block come from one pass; with sequential=True a pass each, in which the layers before are already rounded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lowbit_nb import grid as grids
 from lowbit_nb.blocks import Block, Streams
 from lowbit_nb.feedback import ORDERS, AffineRounder, feedback, order
 from lowbit_nb.grid import Grid
-from lowbit_nb.hessian import check_damping, condition
+from lowbit_nb.hessian import check_damping, condition, error_share
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.record import Phases
 from lowbit_nb.stored import AffineWeight
@@ -41,7 +41,7 @@ class GPTQ:
     clip: str = "mse"
     damp: float = 0.01
     shrink: float = 0.0
-    sequential: bool = True
+    sequential: bool = False
     streams: ClassVar[tuple[str, ...]] = ("quant",)
 
     def __post_init__(self) -> None:
@@ -65,11 +65,11 @@ class GPTQ:
         share: dict[str, float] = {}
         phases = Phases()
         with phases("hessian"):
-            hessians = None if self.sequential else block.hessians(X, shared)
-        for i, names in enumerate(shared):
+            waiting = [] if self.sequential else block.hessians(X, shared)
+        for names in shared:
             with phases("hessian"):
                 swapped = {name: w.dequantize(X.dtype) for name, w in done.items()}
-                H = (hessians[i] if hessians else block.hessians(X, [names], swapped)[0]).H
+                H = (waiting.pop(0) if waiting else block.hessians(X, [names], swapped)[0]).H
             with phases("solve"), block.naming(*names):
                 W = torch.cat([block.weight(name).float() for name in names])
                 stored, share[names[0]] = self.quantize_layer(W, H)
@@ -95,19 +95,6 @@ class GPTQ:
         q, s, z, kept = rounder.result()
         stored = AffineWeight.of(q, s, z, self.grid, kept)
         return stored, error_share(W, stored.dequantize(), H)
-
-
-def error_share(W: Tensor, W_hat: Tensor, H: Tensor) -> float:
-    """How much of a layer's output is error: tr(E H E.T) / tr(W H W.T) with E = W - W_hat.
-
-    Shapes:  W, W_hat [d_out, d_in]; H [d_in, d_in].
-    Units:   a share: 0 is exact, 1 is as bad as writing zeros.
-    Raises:  nothing.
-    Source:  the layer objective of GPTQ, Eq. 1, made relative.
-    Differs: no difference.
-    """
-    E = W - W_hat
-    return float(((E @ H) * E).sum() / ((W @ H) * W).sum())
 
 
 def split(stored: AffineWeight, sizes: list[int]) -> list[AffineWeight]:
