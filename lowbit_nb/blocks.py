@@ -94,15 +94,16 @@ class Block:
         return out
 
     def forward(self, x: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
-        """The block's output for one batch; differentiable in the exchanged weights.
+        """The block's output for one batch; differentiable in the exchanged tensors.
 
-        Shapes:  x [batch, length, d_model]; weights {linear name: [d_out, d_in]}; returns the shape of x.
+        Shapes:  x [batch, length, d_model]; weights {linear name: [d_out, d_in]}, or {parameter name: its shape} for what
+                 is not a linear layer's weight (norms, biases); returns the shape of x.
         Units:   those of the residual stream.
         Raises:  nothing.
         Source:  this project.
         Differs: no difference.
         """
-        swapped = {f"{name}.weight": W for name, W in (weights or {}).items()}
+        swapped = {f"{name}.weight" if name in self.linears else name: t for name, t in (weights or {}).items()}
         y = functional_call(self.module, swapped, (x, *self.args), self.kwargs)
         return y[0] if isinstance(y, tuple) else y
 

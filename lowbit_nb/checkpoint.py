@@ -12,6 +12,7 @@ import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +25,7 @@ from lowbit_nb.stored import StoredWeight
 
 FORMAT = "lowbit-nb 1"
 FILE = "quantized.safetensors"
+PARAMS = "params"  # edited parameters that are not linear layers lie under this name
 
 
 def save_quantized(quantized: Quantized, folder: str | Path) -> Path:
@@ -37,7 +39,7 @@ def save_quantized(quantized: Quantized, folder: str | Path) -> Path:
     """
     path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, quantized.weights, {"settings": quantized.settings, "trace": quantized.trace})
+    _write(path, quantized.weights, quantized.params, {"settings": quantized.settings, "trace": quantized.trace})
     return path
 
 
@@ -52,9 +54,20 @@ def load_quantized(folder: str | Path) -> Quantized:
     """
     path = Path(folder) / FILE
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {FILE} in {folder}; save one with lb.save(quantized, folder)")
-    weights, notes = _read(path)
-    return Quantized(weights, notes["settings"], notes["trace"])
+        raise FileNotFoundError(f"there is no {FILE} in {folder}; save one with lb.save_quantized(quantized, folder)")
+    weights, params, notes = _read(path)
+    return Quantized(weights, notes["settings"], notes["trace"], params)
+
+
+class FinishedBlock(Protocol):
+    """What is kept of a block.
+
+    Source: this project. Differs: no difference.
+    """
+
+    weights: dict[str, StoredWeight]
+    params: dict[str, Tensor]
+    trace: dict
 
 
 class WorkFolder:
@@ -70,10 +83,10 @@ class WorkFolder:
     def _path(self, index: int) -> Path:
         return self.folder / f"block_{index:03d}.safetensors"
 
-    def write(self, index: int, weights: dict[str, StoredWeight], trace: dict) -> None:
+    def write(self, index: int, result: FinishedBlock) -> None:
         """Keep a finished block.
 
-        Shapes:  {linear name: stored weight}.
+        Shapes:  weights {linear name: stored weight}, params {parameter name: tensor}, trace of plain numbers.
         Units:   none.
         Raises:  OSError if the folder cannot be written.
         Source:  this project.
@@ -81,10 +94,10 @@ class WorkFolder:
         """
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self._path(index), weights, {"settings": self.settings, "trace": trace})
+            _write(self._path(index), result.weights, result.params, {"settings": self.settings, "trace": result.trace})
 
     def read(self, index: int) -> SimpleNamespace | None:
-        """A finished block (weights, trace), or None if it has yet to be done.
+        """A finished block (weights, params, trace), or None if it has yet to be done.
 
         Shapes:  as written.
         Units:   none.
@@ -94,24 +107,25 @@ class WorkFolder:
         """
         if not self.folder or not self._path(index).exists():
             return None
-        weights, notes = _read(self._path(index))
+        weights, params, notes = _read(self._path(index))
         theirs = notes["settings"]
         if differ := [k for k in self.settings if self.settings[k] != theirs.get(k)]:
             raise ValueError(f"{self.folder} holds another run: {', '.join(differ)} differ "
                              f"({differ[0]}: {theirs.get(differ[0])} there, {self.settings[differ[0]]} here); "
                              "give this run a folder of its own, or delete that one")
-        return SimpleNamespace(weights=weights, trace=notes["trace"])
+        return SimpleNamespace(weights=weights, params=params, trace=notes["trace"])
 
 
-def _write(path: Path, weights: dict[str, StoredWeight], notes: dict) -> None:
+def _write(path: Path, weights: dict[str, StoredWeight], params: dict[str, Tensor], notes: dict) -> None:
     tensors = {f"{layer}/{name}": t.cpu() for layer, w in weights.items() for name, t in w.pack().items()}
+    tensors |= {f"{PARAMS}/{name}": t.cpu() for name, t in params.items()}
     notes = notes | {"format": FORMAT, "layers": {layer: w.meta() for layer, w in weights.items()},
                      "dequantized_sha256": {k: stored.checksum(weights[k]) for k in _probes(weights)}}
     text = json.dumps(notes)
     _replace(path, save(tensors, metadata={"lowbit_nb": text, "sha256": _hash(text, tensors)}))
 
 
-def _read(path: Path) -> tuple[dict[str, StoredWeight], dict]:
+def _read(path: Path) -> tuple[dict[str, StoredWeight], dict[str, Tensor], dict]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -129,7 +143,7 @@ def _read(path: Path) -> tuple[dict[str, StoredWeight], dict]:
     for layer, expected in notes["dequantized_sha256"].items():
         if stored.checksum(weights[layer]) != expected:
             raise _damaged(path, f"{layer} decodes to another weight than the one that was saved")
-    return weights, notes
+    return weights, _of(tensors, PARAMS), notes
 
 
 def _damaged(path: Path, why: str) -> ValueError:

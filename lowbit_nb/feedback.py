@@ -3,11 +3,11 @@
 GPTQ, SpQR, BiLLM, OAC and VPTQ are this loop with different answers to two questions: what H is, and what "round this
 column" means.  With H = V diag(D) V.T (`hessian.factor`) and columns visited in order,
 
-    t_j = w_j + sum_{k<j} (w_k - q_k) V_kj          the best value of column j now that columns k < j are fixed
-    q_j = round(t_j)
+    t_j     = w_j + sum_{k<j} (w_k - w_hat_k) V_kj          the best value of column j now that columns k < j are fixed
+    w_hat_j = round(t_j)
 
-and the layer's error is exactly  tr((W - Q) H (W - Q).T) = sum_j D_j |t_j - q_j|**2.  Only original weights and rounded
-ones appear: no inverse, no second copy of W being edited.
+and with E = W - W_hat the layer's error is exactly  tr(E H E.T) = sum_j D_j |t_j - w_hat_j|**2.  Only original weights
+and rounded ones appear: no inverse, no second copy of W being edited.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ORDERS = ("natural", "act", "gar", "min_pivot")
 class Rounder(Protocol):
     """What "round this column" means.
 
-    span   columns that are looked at together before the first of them is rounded (a group)
+    span   columns that are looked at together before the first of them is rounded (a group); 0 if that is not needed
     start  is given the current values of those columns, [span, d_out]
     round  is given the current value of column j and returns its rounded value, both [d_out]
 
@@ -66,19 +66,19 @@ def feedback(W: Tensor, H: Tensor, rounder: Rounder, perm: Tensor | None = None,
     perm = torch.arange(W.shape[1], device=W.device) if perm is None else perm
     V, D = factor(H[perm[:, None], perm])
     Wt = W.T[perm].to(V.dtype).contiguous()  # [d_in, d_out]: a column of W is contiguous
-    Qt, Et = torch.empty_like(Wt), torch.zeros_like(Wt)  # rounded, and original minus rounded, so far
+    Wt_hat, Et = torch.empty_like(Wt), torch.zeros_like(Wt)  # rounded, and original minus rounded, so far
     column_loss = torch.empty_like(D)
     for a in range(0, len(Wt), block):
         b = min(a + block, len(Wt))
         T = Wt[a:b] + V[:a, a:b].T @ Et[:a]  # what every earlier block asks of this one
         for j in range(a, b):
-            if j % rounder.span == 0:
+            if rounder.span and j % rounder.span == 0:
                 rounder.start(j, _current(Wt, Et, V, T, a, b, j, rounder.span))
-            Qt[j] = rounder.round(j, T[j - a])
-            column_loss[j] = (T[j - a] - Qt[j]).square().sum() * D[j]
-            torch.sub(Wt[j], Qt[j], out=Et[j])
+            Wt_hat[j] = rounder.round(j, T[j - a])
+            column_loss[j] = (T[j - a] - Wt_hat[j]).square().sum() * D[j]
+            torch.sub(Wt[j], Wt_hat[j], out=Et[j])
             T[j - a + 1 :].addr_(V[j, j + 1 : b], Et[j])
-    W_hat = torch.empty_like(W).index_copy_(1, perm, Qt.T.to(W.dtype))
+    W_hat = torch.empty_like(W).index_copy_(1, perm, Wt_hat.T.to(W.dtype))
     return FeedbackResult(W_hat, float(column_loss.sum()), column_loss)
 
 
@@ -106,9 +106,10 @@ class AffineRounder:
                  clip: str = "minmax", weight: Tensor | None = None) -> None:
         self.grid, self.perm, self.clip = grid, perm, clip
         self.dynamic = s is None
-        self.span = grid.g(len(perm))
+        self.g = grid.g(len(perm))
+        self.span = self.g if self.dynamic else 0
         self.weight = None if weight is None else weight[perm]
-        self.group_of = (torch.arange(len(perm)) if self.dynamic else perm.cpu()).div(self.span, rounding_mode="floor").tolist()
+        self.group_of = (torch.arange(len(perm)) if self.dynamic else perm.cpu()).div(self.g, rounding_mode="floor").tolist()
         shape = (grid.n_groups(len(perm)), d_out)
         self.s = torch.empty(shape, device=perm.device) if s is None else s.T.contiguous()
         self.z = torch.empty(shape, device=perm.device) if z is None else z.T.contiguous()
@@ -152,7 +153,7 @@ class AffineRounder:
         Source:  this project.
         Differs: the order is stored only for dynamic groups of scattered columns.
         """
-        home = self.perm.div(self.span, rounding_mode="floor").reshape(-1, self.span)
+        home = self.perm.div(self.g, rounding_mode="floor").reshape(-1, self.g)
         if self.dynamic and bool((home != home[:, :1]).any()):
             return self.q.T.contiguous(), self.s.T, self.z.T, self.perm
         q = torch.empty_like(self.q).index_copy_(0, self.perm, self.q).T.contiguous()

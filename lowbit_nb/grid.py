@@ -154,9 +154,10 @@ def fit(W: Tensor, grid: Grid, clip: str = "minmax", weight: Tensor | None = Non
     """Lay one ruler over every group of W.
 
     clip="minmax" spans the smallest and largest weight; clip="mse" also tries shorter rulers and, for an integer zero
-    point, both integers next to the ideal one, and keeps what gives the least sum of weight * |W_hat - W|**norm.
+    point, both integers next to the ideal one, and keeps what gives the least sum of weight * |W_hat - W|**norm.  A weight
+    that is a Gram matrix for each group (`hessian.gram`) scores the group's own output error, E M E.T, exactly.
 
-    Shapes:  W [d_out, d_in]; weight [d_in] or None; returns s, z, both [d_out, n_groups] float32.
+    Shapes:  W [d_out, d_in]; weight [d_in] or [n_groups, g, g] or None; returns s, z, both [d_out, n_groups] float32.
     Units:   s is real units per step and exactly representable in grid.scale_dtype; z is in integer steps.
     Raises:  ValueError for a group that does not divide d_in, a non-finite weight, an unknown clip, or a range that the
              scale type cannot hold.
@@ -178,7 +179,7 @@ def fit(W: Tensor, grid: Grid, clip: str = "minmax", weight: Tensor | None = Non
         lo = -hi
     if clip == "minmax":
         return ruler(lo, hi, grid)
-    importance = None if weight is None else grouped(weight.float()[None], grid)
+    importance = weight if weight is None or weight.ndim == 3 else grouped(weight.float()[None], grid)[0]
     return _search(W_g, lo, hi, importance, grid, norm)
 
 
@@ -241,6 +242,8 @@ def _loss(W_g: Tensor, s: Tensor, z: Tensor, importance: Tensor | None, grid: Gr
     """sum of importance * |W_hat - W|**norm over each group, reckoned in steps: one pass over the weights, few operations."""
     steps = torch.addcdiv(z[..., None], W_g, s[..., None])
     err = steps.round().clamp_(0, grid.q_max).sub_(steps)
+    if importance is not None and importance.ndim == 3:  # a Gram matrix a group: the error of the group's own output
+        return (torch.einsum("ogi,gij->ogj", err, importance) * err).sum(-1) * s**2
     err = err.square_() if norm == 2 else err.abs_().pow_(norm)
     return (err if importance is None else err.mul_(importance)).sum(-1) * s**norm
 
@@ -273,7 +276,9 @@ def _check(W: Tensor, grid: Grid, clip: str, weight: Tensor | None) -> None:
         raise ValueError(f"W has {int((~torch.isfinite(W)).sum())} non-finite values; a grid needs finite weights")
     if clip not in ("minmax", "mse"):
         raise ValueError(f"clip={clip!r} is unknown; use 'minmax' or 'mse'")
-    if weight is not None and weight.shape != (W.shape[1],):
-        raise ValueError(f"weight must have one value a column, [{W.shape[1]}]; got {tuple(weight.shape)}")
-    if weight is not None and not (torch.isfinite(weight) & (weight >= 0)).all():
+    g = grid.g(W.shape[1])
+    if weight is not None and tuple(weight.shape) not in ((W.shape[1],), (W.shape[1] // g, g, g)):
+        raise ValueError(f"weight must be [{W.shape[1]}], one value a column, or [{W.shape[1] // g}, {g}, {g}], a Gram matrix "
+                         f"a group; got {list(weight.shape)}")
+    if weight is not None and not (torch.isfinite(weight).all() and (weight.ndim == 3 or (weight >= 0).all())):
         raise ValueError("weight holds negative or non-finite values; importances are finite and at least 0 (diag of H)")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from lowbit_nb import checkpoint
@@ -28,13 +29,17 @@ from lowbit_nb.text import Windows
 
 @dataclass
 class BlockResult:
-    """What a method gives back for one block: a stored weight a linear layer, and its story in plain numbers.
+    """What a method gives back for one block.
+
+    weights  a stored weight a linear layer                        trace  its story in plain numbers
+    params   other parameters that a transform has edited (norms, biases), as they are stored
 
     Source: this project. Differs: no difference.
     """
 
     weights: dict[str, StoredWeight]
     trace: dict = field(default_factory=dict)
+    params: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Method(Protocol):
@@ -69,13 +74,14 @@ def quantize(subject: Subject, method: Method, windows: Windows | None = None, w
     settings = describe(subject, method, windows) | {"batch": batch}
     blocks, X = _enter(subject, method, windows, batch)
     store = checkpoint.WorkFolder(workdir, settings)
-    record = Quantized({}, settings, [])
+    record = Quantized({}, settings, [], {})
     streams = Streams.start(X, method.streams)
     with tqdm(blocks, desc=_name(method), unit="block", file=sys.stdout, leave=False, disable=not progress, ncols=80) as bar:
         for block in bar:
             result = store.read(block.index) or _do(method, block, streams, store)
             _advance(result, block, streams, last=block.index == len(blocks) - 1)
             record.weights.update({f"{block.name}.{name}": w for name, w in result.weights.items()})
+            record.params.update({f"{block.name}.{name}": t for name, t in result.params.items()})
             record.trace.append(result.trace)
     return record
 
@@ -111,7 +117,7 @@ def _do(method: Method, block: Block, streams: Streams, store: checkpoint.WorkFo
     result.trace = {"block": block.index, "seconds": time.perf_counter() - start} | result.trace
     if on_gpu:
         result.trace["peak_bytes"] = torch.cuda.max_memory_allocated()
-    store.write(block.index, result.weights, result.trace)
+    store.write(block.index, result)
     return result
 
 
@@ -120,7 +126,8 @@ def _advance(result: BlockResult, block: Block, streams: Streams, last: bool) ->
     if last or (streams.full is None and streams.quant is None):
         return
     own = next(block.module.parameters())  # blocks read back from a work folder are on the CPU
-    streams.advance(block, {name: w.dequantize(own.dtype).to(own.device) for name, w in result.weights.items()})
+    exchanged = {name: w.dequantize() for name, w in result.weights.items()} | result.params
+    streams.advance(block, {name: t.to(own.device, own.dtype) for name, t in exchanged.items()})
 
 
 def _name(method: Method) -> str:

@@ -7,14 +7,14 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lowbit_nb.bits import BitBudget
+from lowbit_nb.bits import BitBudget, item
 from lowbit_nb.stored import StoredWeight
 from lowbit_nb.subject import Subject
 
@@ -51,6 +51,7 @@ class Quantized:
     weights   {full name of the linear layer: stored weight}
     settings  what decided the integers: method, its fields, subject and calibration fingerprints
     trace     one dict a block: seconds in all and by phase, peak memory on a GPU, losses, whatever the method tells
+    params    {full name: tensor} of other parameters that a transform has edited (norms, biases), as stored
 
     Source: this project. Differs: no difference.
     """
@@ -58,6 +59,7 @@ class Quantized:
     weights: dict[str, StoredWeight]
     settings: dict
     trace: list[dict]
+    params: dict[str, Tensor] = field(default_factory=dict)
 
     def bits(self) -> BitBudget:
         """The itemised size of all stored weights.
@@ -66,9 +68,10 @@ class Quantized:
         Units:   bits.
         Raises:  nothing.
         Source:  this project.
-        Differs: counts everything that is stored; parts that keep their precision are not in it.
+        Differs: counts everything that is stored, edited norms too; parts that stay as they were are not in it.
         """
-        return reduce(add, (w.bits() for w in self.weights.values()))
+        edited = tuple(item("norms", t, t.numel(), 8 * t.element_size()) for t in self.params.values())
+        return reduce(add, (w.bits() for w in self.weights.values())) + BitBudget(edited, 0)
 
     def apply(self, subject: Subject) -> Subject:
         """A subject that computes with the dequantized weights; it shares all other parameters with the original.
@@ -84,12 +87,16 @@ class Quantized:
             linear = _layer(model, name, stored)
             W_hat = stored.dequantize(linear.weight.dtype).to(linear.weight.device)
             linear.weight = nn.Parameter(W_hat, requires_grad=False)
+        for name, value in self.params.items():
+            owner, own = model.get_submodule(name.rpartition(".")[0]), model.get_parameter(name)
+            setattr(owner, name.rpartition(".")[2], nn.Parameter(value.to(own.device, own.dtype), requires_grad=False))
         return dataclasses.replace(subject, model=model, name=f"{subject.name}, {self.title}")
 
     @property
     def title(self) -> str:
         """Method and bits in a few words, for tables and legends."""
-        grid = self.settings["settings"].get("grid", {})
+        own = self.settings["settings"]
+        grid = own.get("grid") or own.get("start", {}).get("grid", {})
         group = f" g{grid['group']}" if grid.get("group") else ""
         return f"{self.settings['method']} W{grid['bits']}{group}" if "bits" in grid else self.settings["method"]
 

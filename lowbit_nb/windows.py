@@ -19,7 +19,7 @@ class Windows:
     Shapes:  ids [n, length] int64.
     Units:   ids are token numbers of one tokenizer; sha256 is over the ids and the protocol.
     Raises:  ValueError if ids is not a two-dimensional int64 tensor.
-    Source:  ours.
+    Source:  this project.
     Differs: no difference.
     """
 

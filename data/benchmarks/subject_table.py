@@ -31,19 +31,27 @@ METHODS = {
     "GPTQ, range not searched": [lb.GPTQ(W2G64, clip="minmax")],
     "GPTQ, damp 0.1": [lb.GPTQ(W2G64, damp=0.1)],
     "GPTQ, shrink 0.1": [lb.GPTQ(W2G64, shrink=0.1)],
+    "AWQ": [lb.AWQ(grid) for grid in GRIDS],
+    "AWQ, clip only": [lb.AWQ(W2G64, scaling=False)],
+    "OmniQuant, fast": [lb.OmniQuant(W2G64)],
+    "TesseraQ from AWQ, fast": [lb.TesseraQ(lb.AWQ(grid)) for grid in (W2G64, lb.Grid(3, group=64), lb.Grid(2, group=128))],
+    "TesseraQ from AWQ's clip, fast": [lb.TesseraQ(lb.AWQ(W2G64, scaling=False))],
+    "TesseraQ from OmniQuant, fast": [lb.TesseraQ(lb.OmniQuant(W2G64))],
+    "TesseraQ from AWQ, fast, rate 2e-2": [lb.TesseraQ(lb.AWQ(W2G64), rate=2e-2)],
 }
 
 
-def rows(subject: lb.Subject, held_out: lb.text.Windows, seeds: range) -> list[dict]:
+def rows(subject: lb.Subject, held_out: lb.text.Windows, seeds: range, only: str, n: int) -> list[dict]:
     """One row a method, grid and seed; a method that looks at weights only has one seed."""
     out = []
     for name, methods in METHODS.items():
-        for method in methods:
+        for method in methods if only in name else []:
             for seed in seeds if method.streams else [None]:
-                text = lb.text.calibration(subject.tokenizer, 64, 256, seed=seed) if method.streams else None
+                text = lb.text.calibration(subject.tokenizer, n, 256, seed=seed) if method.streams else None
                 run = lb.quantize(subject, method, text, progress=False)
                 score = lb.evaluate.compare(subject, run.apply(subject), held_out)
-                out.append({"method": name, "bits": method.grid.bits, "group": method.grid.group, "seed": seed,
+                grid = getattr(method, "grid", None) or method.start.grid
+                out.append({"method": name, "bits": grid.bits, "group": grid.group, "seed": seed, "calibration": n,
                             "bits_per_weight": run.bits().per_weight, "seconds": round(run.seconds, 2)} | asdict(score))
                 print(out[-1], flush=True)
     return out
@@ -53,7 +61,9 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--out", required=True)
     p.add_argument("--seeds", type=int, default=3)
-    p.add_argument("--windows", type=int, default=256)
+    p.add_argument("--windows", type=int, default=256, help="held-out windows")
+    p.add_argument("--calibration", type=int, default=64, help="calibration windows")
+    p.add_argument("--only", default="", help="only methods whose name contains this")
     a = p.parse_args()
     print(lb.setup())
     subject = lb.load()
@@ -62,7 +72,8 @@ def main() -> None:
     head = {"what": "the bundled subject, weights only", "device": device, "torch": torch.__version__,
             "python": platform.python_version(), "command": "python " + " ".join(sys.argv), "evaluation": held_out.protocol,
             "original_perplexity": lb.evaluate.perplexity(subject, held_out)}
-    Path(a.out).write_text(json.dumps(head | {"rows": rows(subject, held_out, range(a.seeds))}, indent=1) + "\n")
+    head["rows"] = rows(subject, held_out, range(a.seeds), a.only, a.calibration)
+    Path(a.out).write_text(json.dumps(head, indent=1) + "\n")
 
 
 if __name__ == "__main__":

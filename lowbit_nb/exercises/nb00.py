@@ -1,4 +1,4 @@
-"""What the exercises of 00_start_here are held against."""
+"""Exercises of 00_start_here: honest bits, KL from logits, rounding with feedback."""
 
 from __future__ import annotations
 

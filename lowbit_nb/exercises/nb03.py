@@ -1,4 +1,4 @@
-"""Checks of the exercises in 03_hessians_and_feedback."""
+"""Exercises of 03_hessians_and_feedback: the best rest of a row, the price of a column, GPTQ as the paper writes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def _hessian(d: int, seed: int) -> Tensor:
     return X.T @ X / len(X)
 
 
-def _best_rest(attempt: Callable) -> None:
+def best_rest(attempt: Callable) -> None:
+    """The error must not rise, and its slope at the answer must be zero."""
     for d, seed in ((2, 0), (5, 1), (9, 2)):
         H = _hessian(d, seed)
         w = torch.randn(d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -35,7 +36,8 @@ def _best_rest(attempt: Callable) -> None:
         assert slope < 1e-8, f"there is more to gain: at your answer the error has slope {slope:.2g}, not 0"
 
 
-def _price(attempt: Callable) -> None:
+def price(attempt: Callable) -> None:
+    """Against D of the package's factor, column by column."""
     for d, seed in ((3, 0), (6, 1), (8, 2)):
         H = _hessian(d, seed)
         D = factor(H)[1]
@@ -47,7 +49,8 @@ def _price(attempt: Callable) -> None:
             assert abs(got - float(D[j])) < 1e-8, f"{place}; earlier columns are fixed, later ones are free"
 
 
-def _gptq_paper(attempt: Callable) -> None:
+def gptq_paper(attempt: Callable) -> None:
+    """Against the codes of the package's solver, all rows."""
     for d_out, d_in, bits, seed in ((1, 4, 2, 0), (5, 16, 3, 1), (3, 24, 2, 2)):
         H, grid = _hessian(d_in, seed), Grid(bits)
         W = torch.randn(d_out, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -66,4 +69,4 @@ def _gptq_paper(attempt: Callable) -> None:
         assert wrong == 0, f"codes differ from feedback's in {wrong} of {want.numel()} places"
 
 
-EXERCISES = {"feedback-1": _best_rest, "feedback-2": _price, "feedback-3": _gptq_paper}
+EXERCISES = {"feedback-1": best_rest, "feedback-2": price, "feedback-3": gptq_paper}

@@ -62,6 +62,11 @@ def packed(values: Any) -> bytes:
     return np.ascontiguousarray(np.asarray(values, dtype="<f4")).tobytes()
 
 
+def percent(share: float) -> str:
+    """A share in percent, three significant digits."""
+    return f"{show.digits(100 * float(share))} %"
+
+
 @dataclass(frozen=True)
 class Frame:
     """One stored picture of an explorer: its summary line, its alt sentence, and the figure."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from lowbit_nb import grid as grids
 from lowbit_nb import show
 from lowbit_nb.grid import Grid
-from lowbit_nb.live.base import Explorer, Frame, module, packed, styles
+from lowbit_nb.live.base import Explorer, Frame, module, packed, percent, styles
 
 MOST_WEIGHTS = 4096
 BITS = (1, 2, 3, 4, 8)
@@ -112,11 +112,11 @@ class GridExplorer(Explorer):
     def sentence(self) -> str:
         now = evaluate(self.W, self.start)
         parts = [
-            f"{r.setting.words}: error {_pct(r.error)} for {show.digits(r.per_weight)} bits per weight"
+            f"{r.setting.words}: error {percent(r.error)} for {show.digits(r.per_weight)} bits per weight"
             for r in map(self._run, self._stored())
         ]
         return (
-            f"Grid explorer, {self.about}. At {self.start.words} the error is {_pct(now.error)} of the "
+            f"Grid explorer, {self.about}. At {self.start.words} the error is {percent(now.error)} of the "
             f"squared weights and a weight takes {show.digits(now.per_weight)} bits. Others: {'; '.join(parts[1:])}."
         )
 
@@ -139,14 +139,14 @@ class GridExplorer(Explorer):
 
     def _frame(self, result: Result) -> Frame:
         cost = f"{show.digits(result.per_weight)} bits per weight"
-        title = f"{result.setting.words}: error {_pct(result.error)}, {cost}"
+        title = f"{result.setting.words}: error {percent(result.error)}, {cost}"
         fig, (ax, ax_groups) = show.subplots(8, 2.9, cols=2, width_ratios=(1.7, 1))
         levels = self._draw_landing(ax, result)
         ax_groups.bar(
             np.arange(1, len(result.groups) + 1), 100 * result.groups, width=1.0, color=show.PALETTE[0]
         )
         ax_groups.set(title="Error of every group, %", xlabel="group")
-        worst = f"the worst group has an error of {_pct(result.groups.max())}"
+        worst = f"the worst group has an error of {percent(result.groups.max())}"
         alt = f"{title}. The first group lands on {levels} of {result.setting.grid.levels} levels; {worst}."
         return Frame(title, alt, fig)
 
@@ -217,7 +217,3 @@ def grid_explorer(
     return GridExplorer(
         W, importance, about=f"{name}: {rows} of {W.shape[1]} weights", bits=bits, group=group
     )
-
-
-def _pct(x: float) -> str:
-    return f"{show.digits(100 * float(x))} %"

@@ -13,7 +13,7 @@ from torch import Tensor
 from lowbit_nb import show
 from lowbit_nb.feedback import ORDERS, order
 from lowbit_nb.hessian import condition, factor
-from lowbit_nb.live.base import Explorer, Frame, module, packed, styles
+from lowbit_nb.live.base import Explorer, Frame, module, packed, percent, styles
 
 MOST_COLUMNS = 256
 MOST_ROWS = 8
@@ -98,9 +98,9 @@ class HessianExplorer(Explorer):
         now, more, act = self._run(0.01, "natural"), self._run(0.1, "natural"), self._run(0.01, "act")
         return (
             f"Hessian explorer, {self.about}. With 1 % damping the condition number is "
-            f"{show.digits(now.condition)} and feedback in natural order leaves {_pct(now.gain)} of the error cost; "
-            f"ordered by the diagonal {_pct(act.gain)}; with 10 % damping the condition number is "
-            f"{show.digits(more.condition)} and {_pct(more.gain)} of the cost is left."
+            f"{show.digits(now.condition)} and feedback in natural order leaves {percent(now.gain)} of the error cost; "
+            f"ordered by the diagonal {percent(act.gain)}; with 10 % damping the condition number is "
+            f"{show.digits(more.condition)} and {percent(more.gain)} of the cost is left."
         )
 
     def frames(self) -> list[Frame]:
@@ -111,7 +111,7 @@ class HessianExplorer(Explorer):
 
     def _frame(self, damp: float, name: str) -> Frame:
         one = self._run(damp, name)
-        numbers = f"condition number {show.digits(one.condition)}, cost left {_pct(one.gain)}"
+        numbers = f"condition number {show.digits(one.condition)}, cost left {percent(one.gain)}"
         title = f"damping {100 * damp:g} %, {name.replace('_', ' ')} order: {numbers}"
         fig, (ax_h, ax_cost, ax_row) = show.subplots(9, 2.9, cols=3)
         root = one.H.diagonal().sqrt()
@@ -189,7 +189,3 @@ def _checked(name: str, H: Tensor) -> Tensor:
     if gap > 1e-3 * float(H.abs().max()):
         raise ValueError(f"H ({name}) must be symmetric; it differs from its transpose by up to {gap:.3g}")
     return (H + H.T) / 2
-
-
-def _pct(x: float) -> str:
-    return f"{show.digits(100 * float(x))} %"

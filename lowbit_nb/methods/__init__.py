@@ -1,12 +1,16 @@
 """One short file a method: its settings with the paper's defaults, and how it is put together from the kit's parts."""
 
+from lowbit_nb.methods.awq import AWQ
 from lowbit_nb.methods.gptq import GPTQ
+from lowbit_nb.methods.omniquant import OmniQuant
 from lowbit_nb.methods.rtn import RTN
+from lowbit_nb.methods.tesseraq import TesseraQ
+from lowbit_nb.quantize import Method
 
-METHODS = {"rtn": RTN, "gptq": GPTQ}
+METHODS = {"rtn": RTN, "gptq": GPTQ, "awq": AWQ, "omniquant": OmniQuant, "tesseraq": TesseraQ}
 
 
-def named(name: str, **settings: object) -> RTN | GPTQ:
+def named(name: str, **settings: object) -> Method:
     """A method by its name, for menus and command lines.
 
     Shapes:  a name and the method's own settings.
@@ -20,4 +24,4 @@ def named(name: str, **settings: object) -> RTN | GPTQ:
     return METHODS[name.lower()](**settings)
 
 
-__all__ = ["GPTQ", "METHODS", "RTN", "named"]
+__all__ = ["AWQ", "GPTQ", "METHODS", "OmniQuant", "RTN", "TesseraQ", "named"]

@@ -1,0 +1,312 @@
+"""Learnable roundings: the variables that decide which mark each weight takes, and how they become integers.
+
+Two kinds here.  `LearnedClip` (LWC) moves the ends of each ruler and rounds to nearest.  `SoftRounding` (PAR) keeps the
+ruler and lets each weight slide between the mark below and the mark above, until it is made hard.
+Both give a differentiable weight while they are learned and a stored form at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lowbit_nb import grid as grids
+from lowbit_nb.grid import Grid
+from lowbit_nb.stored import AffineWeight
+
+STRETCH_LO, STRETCH_HI = -0.1, 1.1  # the rectified sigmoid reaches 0 and 1 at finite arguments
+DECIDED = 20.0  # where a hard variable is put: h is exactly 0 or 1, its gradient 0, and arithmetic stays finite
+HANDCRAFTED_20 = (0.8, 0.65, 0.5, 0.43, 0.38, 0.34, 0.3, 0.27, 0.24, 0.21, 0.18, 0.15, 0.12, 0.1, 0.08, 0.06, 0.04, 0.02,
+                  0.01, 0.005)
+SCHEDULES = ("handcrafted", "exponential", "geometric", "linear", "one_shot")
+
+
+def rectified_sigmoid(nu: Tensor) -> Tensor:
+    """h(nu) = clip(1.2 sigmoid(nu) - 0.1, 0, 1).
+
+    Shapes:  any; returns the same.
+    Units:   0 is the mark below, 1 the mark above.
+    Raises:  nothing.
+    Source:  AdaRound, Eq. 23; TesseraQ.
+    Differs: no difference.
+
+    >>> rectified_sigmoid(torch.tensor([0.0, 9.0])).tolist()
+    [0.5, 1.0]
+    """
+    return (torch.sigmoid(nu) * (STRETCH_HI - STRETCH_LO) + STRETCH_LO).clamp(0, 1)
+
+
+def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
+    """The nu with h(nu) = h, for h in [0, 1].
+
+    Shapes:  any; returns the same.
+    Units:   between -ln 11 and ln 11.
+    Raises:  nothing.
+    Source:  AdaRound code.
+    Differs: no difference.
+
+    >>> inverse_rectified_sigmoid(torch.tensor(0.5)).item() == 0
+    True
+    """
+    return -torch.log((STRETCH_HI - STRETCH_LO) / (h - STRETCH_LO) - 1)
+
+
+def schedule(name: str = "handcrafted", rounds: int = 20, temperature: float = 4.0, last: float = 0.005) -> tuple[float, ...]:
+    """The fraction of variables that stays soft after each round; what is left after the last is made hard by its sign.
+
+    Shapes:  a tuple with one fraction a round, not increasing.
+    Units:   shares of a layer's variables.
+    Raises:  ValueError for an unknown name or rounds < 1.
+    Source:  TesseraQ code (handcrafted, 20 rounds); exponential as in its ablation.
+    Differs: with another number of rounds the handcrafted curve is read off at evenly spaced points.
+
+    >>> schedule("linear", 4)
+    (0.75, 0.5, 0.25, 0.0)
+    """
+    if name not in SCHEDULES or rounds < 1:
+        raise ValueError(f"schedule={name!r} with rounds={rounds}: use one of {', '.join(SCHEDULES)} and at least one round")
+    steps = [k / rounds for k in range(1, rounds + 1)]
+    if name == "handcrafted":
+        return tuple(_read_off(HANDCRAFTED_20, t) for t in steps)
+    if name == "exponential":
+        return tuple(math.exp(-temperature * t) for t in steps)
+    if name == "geometric":
+        return tuple(0.8 * (last / 0.8) ** (k / max(1, rounds - 1)) for k in range(rounds))
+    return tuple(1 - t for t in steps) if name == "linear" else (1.0,) * (rounds - 1) + (0.0,)
+
+
+def _read_off(curve: Sequence[float], t: float) -> float:
+    place = t * len(curve) - 1
+    i = max(0, min(len(curve) - 2, math.floor(place)))
+    return max(curve[-1], curve[i] + (place - i) * (curve[i + 1] - curve[i]))
+
+
+class LearnedClip:
+    """LWC: a ruler from sigmoid(c) * min to sigmoid(a) * max, rounded to nearest with a straight-through gradient.
+
+    Source: OmniQuant, Sec. 3.2, Eq. 2; both start at 4, that is, at 98.2 % of the range.
+    Differs: starts from any ruler (`start` are shares of the range); the step is used as it will be stored.
+    """
+
+    def __init__(self, W: Tensor, grid: Grid, start: tuple[Tensor, Tensor] | float = 0.982) -> None:
+        self.grid, self.W = grid, W.float()
+        W_g = grids.grouped(self.W, grid)
+        self.lo, self.hi = W_g.amin(-1).clamp(max=0), W_g.amax(-1).clamp(min=0)
+        lo, hi = (torch.full_like(self.lo, start),) * 2 if isinstance(start, float) else start
+        self.low = _logit(lo).requires_grad_()
+        self.high = _logit(hi).requires_grad_()
+
+    def parameters(self) -> list[dict]:
+        return [{"params": [self.low, self.high], "role": "clip"}]
+
+    def weight(self) -> Tensor:
+        """The differentiable dequantized weight.
+
+        Shapes:  returns [d_out, d_in].
+        Units:   those of the weight.
+        Raises:  nothing.
+        Source:  OmniQuant, Eq. 2.
+        Differs: no difference.
+        """
+        s, z = self._ruler()
+        q = _round_through(grids.grouped(self.W, self.grid) / s[..., None]) + z[..., None]
+        return ((q.clamp(0, self.grid.q_max) - z[..., None]) * s[..., None]).reshape(self.W.shape)
+
+    def harden(self, soft_fraction: float) -> None:
+        """Nothing here is soft: rounding is always to nearest."""
+
+    def tell(self) -> dict:
+        """The mean share of the range that rulers keep, below and above zero.
+
+        Shapes:  plain numbers.
+        Units:   shares.
+        Raises:  nothing.
+        Source:  this project.
+        Differs: no difference.
+        """
+        return {"low": float(torch.sigmoid(self.low.detach()).mean()), "high": float(torch.sigmoid(self.high.detach()).mean())}
+
+    def _ruler(self) -> tuple[Tensor, Tensor]:
+        lo, hi = self.lo * torch.sigmoid(self.low), self.hi * torch.sigmoid(self.high)
+        s = ((hi - lo) / self.grid.q_max).clamp(min=1e-5)
+        z = torch.round(-lo / s).clamp(0, self.grid.q_max).detach()
+        return s, z
+
+    @torch.no_grad()
+    def finish(self) -> AffineWeight:
+        """The stored form: steps rounded to their type first, then codes.
+
+        Shapes:  see `AffineWeight`.
+        Units:   none.
+        Raises:  ValueError if a step does not fit its type.
+        Source:  this project.
+        Differs: the reference keeps the rounded float weight.
+        """
+        s, z = self._ruler()
+        s = s.to(grids.SCALE_DTYPES[self.grid.scale_dtype]).float()
+        return AffineWeight.of(grids.quantize(self.W, s, z, self.grid), s, z, self.grid)
+
+
+class SoftRounding:
+    """PAR: every weight between two marks, W_hat = s k (clamp(b + h(nu)) - z), hardened a fraction at a time.
+
+    b = floor(W / s + z); h(nu) starts at the fraction that was cut off, so that W_hat starts at W (inside the ruler).
+    k = 2 h(v) multiplies the step on dequantization only; k starts at 1.
+
+    Source: TesseraQ, progressive adaptive rounding and dequantization scale tuning.
+    Differs: hard variables are a mask, not infinities; variables that cannot matter (both marks clamp to the same) are hard
+    from the start; exactly the intended number is hardened in each round.
+    """
+
+    def __init__(self, W: Tensor, s: Tensor, z: Tensor, grid: Grid, tune_scale: bool = True) -> None:
+        self.grid, self.shape = grid, W.shape
+        self.s, self.z = s.float()[..., None], z.float()[..., None]
+        t = grids.grouped(W.float(), grid) / self.s + self.z
+        self.base = t.floor()
+        fraction = t - self.base
+        below, above = self.base.clamp(0, grid.q_max), (self.base + 1).clamp(0, grid.q_max)
+        self.dead = below == above
+        self.hard = self.dead.clone()
+        self.nearest = torch.where(self.dead, below, t.round().clamp(0, grid.q_max)).to(torch.uint8)
+        self.nu = inverse_rectified_sigmoid(fraction).requires_grad_()
+        self.v = torch.zeros_like(self.s, requires_grad=tune_scale)
+
+    def parameters(self) -> list[dict]:
+        """nu, and v if the scale is tuned, each with its role; v has an L2 decay of 1e-4.
+
+        Shapes:  optimiser groups.
+        Units:   none.
+        Raises:  nothing.
+        Source:  TesseraQ code.
+        Differs: no difference.
+        """
+        tuned = [{"params": [self.v], "role": "scale", "weight_decay": 1e-4}] if self.v.requires_grad else []
+        return [{"params": [self.nu], "role": "rounding"}, *tuned]
+
+    def multiplier(self) -> Tensor:
+        """k = 2 h(v), between 0 and 2.
+
+        Shapes:  returns [d_out, n_groups, 1].
+        Units:   no unit.
+        Raises:  nothing.
+        Source:  TesseraQ code; the paper writes 2 sigmoid(v).
+        Differs: as the code.
+        """
+        return 2 * rectified_sigmoid(self.v)
+
+    def weight(self) -> Tensor:
+        """The differentiable weight: soft where undecided, hard elsewhere.
+
+        Shapes:  returns [d_out, d_in].
+        Units:   those of the weight.
+        Raises:  nothing.
+        Source:  TesseraQ.
+        Differs: no difference.
+        """
+        return _SoftWeight.apply(self.nu, self.v, self).reshape(self.shape)
+
+    def soft_fraction(self) -> float:
+        return 1 - float(self.hard.float().mean())
+
+    def tell(self) -> dict:
+        """What a reader may watch: the share that is soft and flipped, a histogram of h, a strip of weights.
+
+        Shapes:  plain numbers: 20 counts of h from 0 to 1; h of the first 48 variables.
+        Units:   shares and counts.
+        Raises:  nothing.
+        Source:  this project.
+        Differs: no difference.
+        """
+        h = rectified_sigmoid(self.nu.detach())
+        counts = torch.histc(h, 20, 0, 1).int().tolist()
+        return {"soft": self.soft_fraction(), "flips": self.flips(), "histogram": counts,
+                "strip": [round(x, 3) for x in h.flatten()[:48].tolist()]}
+
+    @torch.no_grad()
+    def harden(self, soft_fraction: float) -> None:
+        """Make the most decided variables hard until only `soft_fraction` of all is soft.
+
+        Shapes:  none.
+        Units:   a share of the layer's variables; dead ones count as hard.
+        Raises:  nothing.
+        Source:  TesseraQ: largest |h - 1/2| first (the authors confirm that the paper's "lowest" is a slip).
+        Differs: an exact top-k among the soft ones instead of a quantile over all; ties go to the lowest index.
+        """
+        n_more = round((1 - soft_fraction) * self.hard.numel()) - int(self.hard.sum())
+        if n_more <= 0:
+            return
+        score = (rectified_sigmoid(self.nu) - 0.5).abs().masked_fill(self.hard, -1).flatten()
+        chosen = score.argsort(descending=True, stable=True)[:n_more]
+        self.nu.view(-1)[chosen] = torch.where(self.nu.view(-1)[chosen] > 0, DECIDED, -DECIDED)
+        self.hard.view(-1)[chosen] = True
+
+    @torch.no_grad()
+    def codes(self) -> Tensor:
+        """The integers if every soft variable were made hard now.
+
+        Shapes:  returns [d_out, n_groups, g] uint8.
+        Units:   codes.
+        Raises:  nothing.
+        Source:  TesseraQ: by sign after the last round.
+        Differs: no difference.
+        """
+        return (self.base + (self.nu > 0)).clamp_(0, self.grid.q_max).to(torch.uint8)
+
+    @torch.no_grad()
+    def finish(self) -> AffineWeight:
+        """The stored form: integers, s * k and z; nothing is derived from float weights.
+
+        Shapes:  see `AffineWeight`.
+        Units:   none.
+        Raises:  ValueError if a step does not fit its type.
+        Source:  TesseraQ.
+        Differs: the reference's export recomputes steps from merged weights and gets other integers.
+        """
+        dtype = grids.SCALE_DTYPES[self.grid.scale_dtype]
+        s = (self.s * self.multiplier()).to(dtype).float().clamp(min=torch.finfo(dtype).tiny)
+        return AffineWeight.of(self.codes().reshape(self.shape), s[..., 0], self.z[..., 0], self.grid)
+
+    def flips(self) -> float:
+        """The share of weights whose integer is not the nearest one."""
+        return float((self.codes() != self.nearest).float().mean())
+
+
+class _SoftWeight(torch.autograd.Function):
+    """W_hat and its gradient, keeping only nu and v: codes and sigmoids are computed again on the way back."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, nu: Tensor, v: Tensor, own: SoftRounding) -> Tensor:
+        ctx.save_for_backward(nu, v)
+        ctx.own = own
+        q = (own.base + rectified_sigmoid(nu)).clamp_(0, own.grid.q_max)
+        return q.sub_(own.z).mul_(own.s * own.multiplier())
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        nu, v = ctx.saved_tensors
+        own = ctx.own
+        sigma = torch.sigmoid(nu)
+        h = sigma * (STRETCH_HI - STRETCH_LO) + STRETCH_LO
+        u = own.base + h.clamp(0, 1)
+        live = ~own.hard & (h > 0) & (h < 1) & (u >= 0) & (u <= own.grid.q_max)
+        slope = sigma.mul(1 - sigma).mul_(STRETCH_HI - STRETCH_LO).mul_(live)
+        grad_nu = grad * slope * (own.s * own.multiplier())
+        if not ctx.needs_input_grad[1]:
+            return grad_nu, None, None
+        sv = torch.sigmoid(v)
+        inside = ((sv * 1.2 - 0.1) > 0) & ((sv * 1.2 - 0.1) < 1)
+        grad_v = (grad * (u.clamp(0, own.grid.q_max) - own.z)).sum(-1, keepdim=True) * own.s * (2.4 * sv * (1 - sv) * inside)
+        return grad_nu, grad_v, None
+
+
+def _round_through(x: Tensor) -> Tensor:
+    """round(x) with the gradient of x."""
+    return x + (x.round() - x).detach()
+
+
+def _logit(share: Tensor) -> Tensor:
+    share = share.clamp(1e-3, 1 - 1e-3)
+    return torch.log(share / (1 - share))
