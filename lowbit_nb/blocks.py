@@ -243,6 +243,20 @@ class Streams:
 
     full: Tensor | None
     quant: Tensor | None
+    ahead: Tensor | None = None  # the original block's outputs, once somebody has asked for them
+
+    def targets(self, block: Block) -> Tensor:
+        """What the original block makes of the full-precision stream: what a quantized block should give back.
+
+        Shapes:  returns [n, length, d_model].
+        Units:   those of the residual stream.
+        Raises:  ValueError if an output is not finite.
+        Source:  BRECQ, Sec. 3.2; the asymmetric form of TesseraQ and OmniQuant.
+        Differs: no difference.
+        """
+        if self.ahead is None:
+            self.ahead = block.run(self.full)
+        return self.ahead
 
     @classmethod
     def start(cls, X: Tensor | None, wanted: tuple[str, ...]) -> Streams:
@@ -268,6 +282,7 @@ class Streams:
         Differs: no difference.
         """
         if self.full is not None:
-            block.run(self.full, out=self.full)
+            self.full = block.run(self.full, out=self.full) if self.ahead is None else self.ahead
+            self.ahead = None
         if self.quant is not None:
             block.run(self.quant, weights, out=self.quant)

@@ -230,7 +230,7 @@ def _search(W_g: Tensor, lo: Tensor, hi: Tensor, importance: Tensor | None, grid
     shrink = torch.tensor(SHRINK, device=lo.device).reshape(-1, 1, 1)
     nudges = (0, 1) if grid.stored_zero == "integer" else (0,)
     ruler(lo, hi, grid)  # refuses a range that the scale type cannot hold; shorter rulers are kept above its least step
-    s = _round(_step(lo, hi, grid) * shrink, grid).clamp(min=_least(grid))
+    s = as_stored(_step(lo, hi, grid) * shrink, grid, floor=True)
     tried = [(s, _zero(lo * shrink, s, grid, nudge)) for nudge in nudges]
     losses = [_loss(W_g, s_k, z_k, importance, grid, norm) for s, z in tried for s_k, z_k in zip(s, z, strict=True)]
     best = torch.stack(losses).argmin(0, keepdim=True)  # the first of equals: the longest ruler
@@ -250,7 +250,7 @@ def _loss(W_g: Tensor, s: Tensor, z: Tensor, importance: Tensor | None, grid: Gr
 
 def _stored(s: Tensor, grid: Grid) -> Tensor:
     """s as its stored type holds it; what will be evaluated is what will be stored."""
-    kept = _round(s, grid)
+    kept = as_stored(s, grid)
     if not torch.isfinite(kept).all() or (kept <= 0).any():
         raise ValueError(f"a step between {float(s.min()):.3g} and {float(s.max()):.3g} does not fit in {grid.scale_dtype} "
                          f"({_least(grid):.2g} to {torch.finfo(SCALE_DTYPES[grid.scale_dtype]).max:.3g}); "
@@ -258,8 +258,17 @@ def _stored(s: Tensor, grid: Grid) -> Tensor:
     return kept
 
 
-def _round(s: Tensor, grid: Grid) -> Tensor:
-    return s.to(SCALE_DTYPES[grid.scale_dtype]).float()
+def as_stored(s: Tensor, grid: Grid, floor: bool = False) -> Tensor:
+    """s rounded to its stored type, in float32.
+
+    Shapes:  any; returns the same.
+    Units:   real units per step.
+    Raises:  nothing; floor=True replaces steps that would vanish by the smallest positive number of the type.
+    Source:  this project.
+    Differs: no difference.
+    """
+    kept = s.to(SCALE_DTYPES[grid.scale_dtype]).float()
+    return kept.clamp(min=_least(grid)) if floor else kept
 
 
 def _least(grid: Grid) -> float:

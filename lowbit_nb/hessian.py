@@ -25,6 +25,7 @@ class Hessian:
 
     def __init__(self, d_in: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.sum = torch.zeros(d_in, d_in, dtype=dtype, device=device)
+        self.peak = torch.zeros(d_in, dtype=dtype, device=device)  # largest |x| of each channel so far
         self.n = 0
 
     def add(self, X: Tensor) -> None:
@@ -42,6 +43,7 @@ class Hessian:
             raise ValueError(f"{int((~torch.isfinite(X)).sum())} of {X.numel()} layer inputs are not finite (or overflow when "
                              "squared); run the model in float32 or bfloat16, or check the calibration text")
         self.sum += update
+        self.peak = torch.maximum(self.peak, X.abs().amax(0))
         self.n += len(X)
 
     @property

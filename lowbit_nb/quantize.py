@@ -9,6 +9,7 @@ again, it reads the finished blocks back and goes on; the integers are the same.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -96,7 +97,7 @@ def describe(subject: Subject, method: Method, windows: Windows | None) -> dict:
     Differs: no difference.
     """
     data = {"sha256": windows.sha256, "protocol": windows.protocol, "shape": list(windows.ids.shape)} if windows else None
-    return {"method": _name(method), "settings": asdict(method), "subject": subject.name, "fingerprint": subject.fingerprint(),
+    return {"method": _name(method), "settings": _plain(method), "subject": subject.name, "fingerprint": subject.fingerprint(),
             "windows": data if method.streams else None}
 
 
@@ -128,6 +129,13 @@ def _advance(result: BlockResult, block: Block, streams: Streams, last: bool) ->
     own = next(block.module.parameters())  # blocks read back from a work folder are on the CPU
     exchanged = {name: w.dequantize() for name, w in result.weights.items()} | result.params
     streams.advance(block, {name: t.to(own.device, own.dtype) for name, t in exchanged.items()})
+
+
+def _plain(method: Method) -> dict:
+    """The fields of a method; one that holds another method (its start) names that too."""
+    fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    return {name: {"method": _name(value)} | _plain(value) if hasattr(value, "quantize_block") else
+            asdict(value) if dataclasses.is_dataclass(value) else value for name, value in fields.items()}
 
 
 def _name(method: Method) -> str:

@@ -10,6 +10,7 @@ exchanged functionally; the block is never edited.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -55,7 +56,7 @@ class Budget:
     batch: int = 4
 
 
-BUDGETS = {"demo": Budget(8, 25, 4), "fast": Budget(20, 50, 4), "paper": Budget(20, 250, 4)}
+BUDGETS = {"demo": Budget(10, 12, 2), "fast": Budget(20, 50, 4), "paper": Budget(20, 250, 4)}
 
 
 def budget(name: str | Budget) -> Budget:
@@ -111,7 +112,7 @@ class _Best:
 
     def offer(self, weights: dict[str, StoredWeight], measure: Objective) -> float:
         loss = measure(weights)
-        if loss <= self.loss:
+        if math.isfinite(loss) and not self.loss < loss:  # a start that is not finite loses to anything that is
             self.weights, self.loss = weights, loss
         return loss
 
@@ -126,7 +127,7 @@ def _round(block: Block, learn: dict[str, Learnable], fixed: dict[str, Tensor], 
         optimiser = torch.optim.Adam([_group(g, rates[g["role"]] * speed) for g in groups], fused=True)
         losses = torch.stack([_step(block, learn, fixed, X, Y, budget.batch, generator, objective, optimiser)
                               for _ in range(budget.steps)]) if budget.steps else torch.zeros(1)
-        if torch.isfinite(losses).all():
+        if torch.isfinite(losses).all() and all(torch.isfinite(p).all() for g in groups for p in g["params"]):
             return float(losses[-max(1, len(losses) // 10) :].mean())
         story["retries"] += 1
         if story["retries"] > MAX_RETRIES:
@@ -145,8 +146,11 @@ def _group(group: dict, rate: float) -> dict:
 def _step(block: Block, learn: dict[str, Learnable], fixed: dict[str, Tensor], X: Tensor, Y: Tensor, batch: int,
           generator: torch.Generator, objective: Objective, optimiser: torch.optim.Optimizer) -> Tensor:
     pick = torch.randperm(len(X), generator=generator)[:batch].to(X.device)
+    exchanged = fixed | {name: p.weight() for name, p in learn.items()}
+    if not X.is_cuda:
+        exchanged = {name: t.to(X.dtype) for name, t in exchanged.items()}
     with torch.autocast(X.device.type, torch.bfloat16, enabled=X.is_cuda):
-        y = block.forward(X[pick], fixed | {name: p.weight() for name, p in learn.items()})
+        y = block.forward(X[pick], exchanged)
     loss = objective(y, Y[pick])
     optimiser.zero_grad(set_to_none=True)
     loss.backward()

@@ -88,7 +88,7 @@ class Quantized:
             W_hat = stored.dequantize(linear.weight.dtype).to(linear.weight.device)
             linear.weight = nn.Parameter(W_hat, requires_grad=False)
         for name, value in self.params.items():
-            owner, own = model.get_submodule(name.rpartition(".")[0]), model.get_parameter(name)
+            owner, own = _owner(model, name, value)
             setattr(owner, name.rpartition(".")[2], nn.Parameter(value.to(own.device, own.dtype), requires_grad=False))
         return dataclasses.replace(subject, model=model, name=f"{subject.name}, {self.title}")
 
@@ -103,6 +103,16 @@ class Quantized:
     @property
     def seconds(self) -> float:
         return sum(t.get("seconds", 0.0) for t in self.trace)
+
+
+def _owner(model: nn.Module, name: str, value: Tensor) -> tuple[nn.Module, nn.Parameter]:
+    try:
+        owner, own = model.get_submodule(name.rpartition(".")[0]), model.get_parameter(name)
+    except AttributeError:
+        raise ValueError(f"the subject has no parameter {name}; these weights belong to another model") from None
+    if own.shape != value.shape:
+        raise ValueError(f"{name} is {tuple(own.shape)} in the subject and {tuple(value.shape)} in the record")
+    return owner, own
 
 
 def _layer(model: nn.Module, name: str, stored: StoredWeight) -> nn.Linear:

@@ -55,7 +55,9 @@ def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
 
 
 def schedule(name: str = "handcrafted", rounds: int = 20, temperature: float = 4.0, last: float = 0.005) -> tuple[float, ...]:
-    """The fraction of variables that stays soft after each round; what is left after the last is made hard by its sign.
+    """The fraction of variables that may be soft in each round; what is left after the last is made hard by its sign.
+
+    Hardening comes before a round's steps, so a last fraction of 0 learns scales only.
 
     Shapes:  a tuple with one fraction a round, not increasing.
     Units:   shares of a layer's variables.
@@ -88,16 +90,16 @@ class LearnedClip:
     """LWC: a ruler from sigmoid(c) * min to sigmoid(a) * max, rounded to nearest with a straight-through gradient.
 
     Source: OmniQuant, Sec. 3.2, Eq. 2; both start at 4, that is, at 98.2 % of the range.
-    Differs: starts from any ruler (`start` are shares of the range); the step is used as it will be stored.
+    Differs: zero is always inside the range and the zero point a code.
     """
 
-    def __init__(self, W: Tensor, grid: Grid, start: tuple[Tensor, Tensor] | float = 0.982) -> None:
+    def __init__(self, W: Tensor, grid: Grid, start: float = 0.982) -> None:
+        if grid.stored_zero != "integer":
+            raise ValueError("learned clipping needs a grid with an integer zero point: symmetric=False, zero_inside=True")
         self.grid, self.W = grid, W.float()
         W_g = grids.grouped(self.W, grid)
         self.lo, self.hi = W_g.amin(-1).clamp(max=0), W_g.amax(-1).clamp(min=0)
-        lo, hi = (torch.full_like(self.lo, start),) * 2 if isinstance(start, float) else start
-        self.low = _logit(lo).requires_grad_()
-        self.high = _logit(hi).requires_grad_()
+        self.low, self.high = (_logit(torch.full_like(self.lo, start)).requires_grad_() for _ in range(2))
 
     def parameters(self) -> list[dict]:
         return [{"params": [self.low, self.high], "role": "clip"}]
@@ -131,7 +133,7 @@ class LearnedClip:
 
     def _ruler(self) -> tuple[Tensor, Tensor]:
         lo, hi = self.lo * torch.sigmoid(self.low), self.hi * torch.sigmoid(self.high)
-        s = ((hi - lo) / self.grid.q_max).clamp(min=1e-5)
+        s = ((hi - lo) / self.grid.q_max).clamp(min=1e-6)
         z = torch.round(-lo / s).clamp(0, self.grid.q_max).detach()
         return s, z
 
@@ -146,7 +148,7 @@ class LearnedClip:
         Differs: the reference keeps the rounded float weight.
         """
         s, z = self._ruler()
-        s = s.to(grids.SCALE_DTYPES[self.grid.scale_dtype]).float()
+        s = grids.as_stored(s, self.grid, floor=True)
         return AffineWeight.of(grids.quantize(self.W, s, z, self.grid), s, z, self.grid)
 
 
@@ -158,7 +160,7 @@ class SoftRounding:
 
     Source: TesseraQ, progressive adaptive rounding and dequantization scale tuning.
     Differs: hard variables are a mask, not infinities; variables that cannot matter (both marks clamp to the same) are hard
-    from the start; exactly the intended number is hardened in each round.
+    from the start; exactly the intended number is hardened in each round; a tie goes to the mark below.
     """
 
     def __init__(self, W: Tensor, s: Tensor, z: Tensor, grid: Grid, tune_scale: bool = True) -> None:
@@ -167,11 +169,10 @@ class SoftRounding:
         t = grids.grouped(W.float(), grid) / self.s + self.z
         self.base = t.floor()
         fraction = t - self.base
-        below, above = self.base.clamp(0, grid.q_max), (self.base + 1).clamp(0, grid.q_max)
-        self.dead = below == above
+        self.dead = self.base.clamp(0, grid.q_max) == (self.base + 1).clamp(0, grid.q_max)
         self.hard = self.dead.clone()
-        self.nearest = torch.where(self.dead, below, t.round().clamp(0, grid.q_max)).to(torch.uint8)
         self.nu = inverse_rectified_sigmoid(fraction).requires_grad_()
+        self.nearest = self.codes()
         self.v = torch.zeros_like(self.s, requires_grad=tune_scale)
 
     def parameters(self) -> list[dict]:
@@ -212,18 +213,24 @@ class SoftRounding:
         return 1 - float(self.hard.float().mean())
 
     def tell(self) -> dict:
-        """What a reader may watch: the share that is soft and flipped, a histogram of h, a strip of weights.
+        """What a reader may watch: the share that is soft and flipped, where all stand, and a strip of the first 48.
 
-        Shapes:  plain numbers: 20 counts of h from 0 to 1; h of the first 48 variables.
+        Shapes:  plain numbers: `histogram` 20 counts of h of the soft, `hard` the counts below and above, `dead` a count;
+                 `strip` h, `state` one letter each (s soft, h hard, d dead), `nearest` the mark of nearest rounding (0 or 1).
         Units:   shares and counts.
         Raises:  nothing.
         Source:  this project.
         Differs: no difference.
         """
         h = rectified_sigmoid(self.nu.detach())
-        counts = torch.histc(h, 20, 0, 1).int().tolist()
-        return {"soft": self.soft_fraction(), "flips": self.flips(), "histogram": counts,
-                "strip": [round(x, 3) for x in h.flatten()[:48].tolist()]}
+        made_hard, above = self.hard & ~self.dead, self.nu.detach() > 0
+        dead, hard, up = (t.flatten()[:48].tolist() for t in (self.dead, self.hard, self.nearest > self.base))
+        return {"soft": self.soft_fraction(), "flips": self.flips(),
+                "histogram": torch.histc(h[~self.hard], 20, 0, 1).int().tolist(),
+                "hard": [int((made_hard & ~above).sum()), int((made_hard & above).sum())], "dead": int(self.dead.sum()),
+                "strip": [round(x, 3) for x in h.flatten()[:48].tolist()],
+                "state": "".join("d" if d else "h" if x else "s" for d, x in zip(dead, hard, strict=True)),
+                "nearest": "".join("1" if x else "0" for x in up)}
 
     @torch.no_grad()
     def harden(self, soft_fraction: float) -> None:
@@ -265,8 +272,7 @@ class SoftRounding:
         Source:  TesseraQ.
         Differs: the reference's export recomputes steps from merged weights and gets other integers.
         """
-        dtype = grids.SCALE_DTYPES[self.grid.scale_dtype]
-        s = (self.s * self.multiplier()).to(dtype).float().clamp(min=torch.finfo(dtype).tiny)
+        s = grids.as_stored(self.s * self.multiplier(), self.grid, floor=True)
         return AffineWeight.of(self.codes().reshape(self.shape), s[..., 0], self.z[..., 0], self.grid)
 
     def flips(self) -> float:

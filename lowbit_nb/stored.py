@@ -64,13 +64,14 @@ class AffineWeight:
 
         Shapes:  q [d_out, d_in]; s, z [d_out, n_groups]; perm [d_in] or None.
         Units:   s is real units per integer step, z is in integer steps.
-        Raises:  ValueError if s is not representable in grid.scale_dtype.
+        Raises:  ValueError if s is not finite or not representable in grid.scale_dtype.
         Source:  this project.
         Differs: no difference.
         """
         dtype = grids.SCALE_DTYPES[grid.scale_dtype]
-        if not torch.equal(s.to(dtype).float(), s.float()):
-            raise ValueError(f"s is not representable in {grid.scale_dtype}; round s before choosing codes (grid.fit does)")
+        if not torch.isfinite(s).all() or not torch.equal(s.to(dtype).float(), s.float()):
+            raise ValueError(f"s is not finite or not representable in {grid.scale_dtype}; round s before choosing codes "
+                             "(grid.fit does), or use scale_dtype='float32'")
         stored_z = {"none": None, "integer": z.to(torch.uint8), "real": z.to(dtype)}[grid.stored_zero]
         return cls(q.to(torch.uint8), s.to(dtype), stored_z, grid, perm)
 

@@ -10,6 +10,7 @@ Every edit here is a dict {parameter name: new tensor} for `Block.forward`; the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from lowbit_nb.blocks import Block
 
-# What makes the input of a layer, by the names that decoders use: (source, layers fed).  "o" sites repeat over query groups.
+# What makes the input of a layer, by the names that decoders use: (source, layers fed).
 NORM_SITES = (
     ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
     ("input_layernorm", ("self_attn.qkv_proj",)),
@@ -38,16 +39,20 @@ LINEAR_SITES = (
 class Site:
     """Where a scaling can go: `source` absorbs the division, the columns of `targets` the multiplication.
 
+    kind    "norm", "unit_norm" (its gain is 1 + weight) or "linear"
+    repeat  query heads that read one key-value head (v -> o only), each head_dim channels wide
+
     Source: AWQ, Sec. 3; the four sites of its code. Differs: v -> o also with grouped queries, the scale shared in a group.
     """
 
     source: str
     targets: tuple[str, ...]
-    kind: str  # "norm", "unit_norm" (gain is 1 + weight) or "linear"
-    repeat: int = 1  # query heads that read one key-value head
+    kind: str
+    repeat: int = 1
+    head_dim: int = 1
 
     def expand(self, s: Tensor) -> Tensor:
-        """The scale of every input channel of the targets, from that of every channel of the source.
+        """The scale of every input channel of the targets: that of the source, repeated for every query head that reads it.
 
         Shapes:  s [channels of the source]; returns [d_in of the targets].
         Units:   no unit.
@@ -55,57 +60,65 @@ class Site:
         Source:  this project.
         Differs: AWQ's code skips v -> o when queries are grouped.
         """
-        return s
+        return s if self.repeat == 1 else s.reshape(-1, 1, self.head_dim).expand(-1, self.repeat, -1).flatten()
 
+    def gather(self, x: Tensor) -> Tensor:
+        """The largest value among the input channels that share a scale; the inverse direction of `expand`.
 
-@dataclass(frozen=True)
-class HeadSite(Site):
-    """v -> o: query head h reads key-value head h // repeat, so that many heads of o's input share one scale.
-
-    Source: this project, for grouped queries. Differs: see `Site`.
-    """
-
-    head_dim: int = 1
-
-    def expand(self, s: Tensor) -> Tensor:
-        """Repeat each head's scales for the query heads that read it.
-
-        Shapes:  s [n_kv * head_dim]; returns [n_q * head_dim].
-        Units:   no unit.
+        Shapes:  x [d_in of the targets]; returns [channels of the source].
+        Units:   those of x.
         Raises:  nothing.
         Source:  this project.
-        Differs: see `Site`.
+        Differs: no difference.
         """
-        return s.reshape(-1, 1, self.head_dim).expand(-1, self.repeat, -1).flatten()
+        return x if self.repeat == 1 else x.reshape(-1, self.repeat, self.head_dim).amax(1).flatten()
 
 
-def sites(block: Block) -> list[Site]:
-    """The places of a block where a scaling preserves the function.
+def sites(block: Block, x: Tensor) -> list[Site]:
+    """The places of a block where a scaling preserves the function: names propose, a trial run decides.
 
-    Shapes:  one block in, a list out; empty if none of the known names is there.
+    Names alone would be wrong for blocks whose norm also feeds something else, or whose v is clamped on its way to o.
+
+    Shapes:  x [1, length, d_model], any window; returns a list, empty if nothing proposed holds.
     Units:   none.
     Raises:  nothing.
-    Source:  AWQ's code (auto_scale); names of Llama, Mistral, Qwen, Gemma, Phi-3 and OPT blocks.
-    Differs: fc1 -> fc2 through a ReLU and anything behind a non-linearity is left out.
+    Source:  AWQ's code (auto_scale) for the places; the check is this project's.
+    Differs: works for any decoder with the usual names; what it cannot verify it leaves alone.
     """
     have = dict(block.module.named_modules())
     found: list[Site] = []
-    for source, targets in NORM_SITES:
-        if source in have and all(t in have for t in targets) and not any(t in s.targets for s in found for t in targets):
-            kind = "unit_norm" if "Gemma" in type(have[source]).__name__ else "norm"
-            found.append(Site(source, targets, kind))
-    for source, targets in LINEAR_SITES:
-        if source in have and targets[0] in have:
-            found.append(_linear_site(have, source, targets))
+    for site in [*_norm_sites(have), *_linear_sites(have)]:
+        if not any(t in s.targets for s in found for t in site.targets) and _holds(block, site, x):
+            found.append(site)
     return found
 
 
-def _linear_site(have: dict[str, nn.Module], source: str, targets: tuple[str, ...]) -> Site:
-    repeat = have[targets[0]].in_features // have[source].out_features
-    if "v_proj" not in source:
-        return Site(source, targets, "linear")
-    head_dim = have[source.rsplit(".", 1)[0]].head_dim
-    return HeadSite(source, targets, "linear", repeat, head_dim)
+def _norm_sites(have: dict[str, nn.Module]) -> Iterator[Site]:
+    for source, targets in NORM_SITES:
+        if getattr(have.get(source), "weight", None) is not None and all(t in have for t in targets):
+            yield from (Site(source, targets, kind) for kind in ("norm", "unit_norm"))
+
+
+def _linear_sites(have: dict[str, nn.Module]) -> Iterator[Site]:
+    for source, targets in LINEAR_SITES:
+        if source in have and targets[0] in have:
+            repeat = have[targets[0]].in_features // have[source].out_features
+            yield Site(source, targets, "linear", repeat, have[source.rpartition(".")[0]].head_dim if repeat > 1 else 1)
+
+
+@torch.no_grad()
+def _holds(block: Block, site: Site, x: Tensor) -> bool:
+    """Whether the block's output stays the same, up to rounding, under a random scaling at this site."""
+    generator = torch.Generator().manual_seed(0)
+    channels = current(block, {}, site.source if site.kind == "linear" else f"{site.source}.weight").shape[0]
+    s = torch.exp(0.5 * torch.randn(channels, generator=generator)).to(x.device)
+    y, y_scaled = block.forward(x), block.forward(x, _as(scale(block, site, s, {}), x.dtype))
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    return bool((y_scaled - y).float().norm() <= (5e-2 if half else 1e-3) * (y - x).float().norm())
+
+
+def _as(params: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: t.to(dtype) for name, t in params.items()}
 
 
 def scale(block: Block, site: Site, s: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,65 +128,81 @@ def scale(block: Block, site: Site, s: Tensor, params: dict[str, Tensor]) -> dic
     Units:   no unit.
     Raises:  ValueError if s is not positive and finite.
     Source:  SmoothQuant, Eq. 3; AWQ, Eq. 2.
-    Differs: nothing is changed in place.
+    Differs: nothing is changed in place; a norm's gain is rounded as it will be stored, and the layers are multiplied by
+             the factor that it then really divides by, so the identity survives storage.
     """
     if not (torch.isfinite(s) & (s > 0)).all():
         raise ValueError("a scaling needs finite positive factors; "
                          f"these run from {float(s.min()):.3g} to {float(s.max()):.3g}")
     out = dict(params)
     if site.kind == "linear":
-        out[site.source] = _current(block, site.source, params) / s[:, None]
-        if block.module.get_submodule(site.source).bias is not None:
-            out[f"{site.source}.bias"] = _current(block, f"{site.source}.bias", params) / s
+        out[site.source] = current(block, params, site.source) / s[:, None]
     else:
-        gain = _current(block, f"{site.source}.weight", params)
-        out[f"{site.source}.weight"] = (gain + 1) / s - 1 if site.kind == "unit_norm" else gain / s
-        if getattr(block.module.get_submodule(site.source), "bias", None) is not None:
-            out[f"{site.source}.bias"] = _current(block, f"{site.source}.bias", params) / s
+        s, out[f"{site.source}.weight"] = _absorb(block, site, s, params)
+    if getattr(block.module.get_submodule(site.source), "bias", None) is not None:
+        out[f"{site.source}.bias"] = current(block, params, f"{site.source}.bias") / s
     for name in site.targets:
-        out[name] = _current(block, name, out) * site.expand(s)
+        out[name] = current(block, out, name) * site.expand(s)
     return out
 
 
-def current(block: Block, params: dict[str, Tensor], name: str) -> Tensor:
-    """A linear layer's weight after the edits so far, in float32.
+def _absorb(block: Block, site: Site, s: Tensor, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The norm's weight divided by s, in a value that its stored type holds, and the factor that it really divides by."""
+    one = 1.0 if site.kind == "unit_norm" else 0.0
+    name = f"{site.source}.weight"
+    weight = current(block, params, name)
+    kept = ((weight + one) / s - one).to(_type_of(block, name)).to(weight.dtype)
+    if not torch.isfinite(kept).all():
+        raise ValueError(f"{block.name}.{name} divided by factors down to {float(s.min()):.3g} does not fit its type")
+    alive = (kept + one) * (weight + one) > 0  # a gain that would round to nothing keeps its channel as it was
+    kept = torch.where(alive, kept, weight)
+    return torch.where(alive, (weight + one) / (kept + one), torch.ones_like(s)), kept
 
-    Shapes:  returns [d_out, d_in].
-    Units:   those of the weight.
+
+def _type_of(block: Block, name: str) -> torch.dtype:
+    """How an edited norm is stored: in the model's own half type, or in float16."""
+    own = block.module.get_parameter(name).dtype
+    return own if own in (torch.float16, torch.bfloat16) else torch.float16
+
+
+def current(block: Block, params: dict[str, Tensor], name: str) -> Tensor:
+    """A tensor of the block after the edits so far, in float32 or wider; linear layers go by their own name.
+
+    Shapes:  that of the tensor.
+    Units:   those of the tensor.
     Raises:  nothing.
     Source:  this project.
     Differs: no difference.
     """
-    return params.get(name, block.weight(name)).float()
+    own = block.weight(name) if name in block.linears else block.module.get_parameter(name).detach()
+    tensor = params.get(name, own)
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def norms(block: Block, params: dict[str, Tensor]) -> dict[str, Tensor]:
     """The edits that are not linear layers' weights, in the type they are stored in.
 
-    Shapes:  {parameter name: tensor}, float16.
+    A half type if it holds the values exactly, as it does for gains that `scale` has rounded; float32 otherwise (biases).
+
+    Shapes:  {parameter name: tensor}.
     Units:   those of the parameter.
     Raises:  nothing.
     Source:  this project.
     Differs: no difference.
     """
-    return {name: t.half() for name, t in params.items() if name not in block.linears}
-
-
-def _current(block: Block, name: str, params: dict[str, Tensor]) -> Tensor:
-    """A tensor as it is after the edits so far; linear layers by their own name."""
-    if name in params:
-        return params[name]
-    return block.weight(name) if name in block.linears else block.module.get_parameter(name).detach()
+    edited = {name: t.float() for name, t in params.items() if name not in block.linears}
+    halves = {name: t.to(_type_of(block, name)) for name, t in edited.items()}
+    return {name: halves[name] if torch.equal(halves[name].float(), t) else t for name, t in edited.items()}
 
 
 def smoothing(x_max: Tensor, w_max: Tensor, alpha: float = 0.5, least: float = 1e-5) -> Tensor:
     """SmoothQuant's factors: s = x_max**alpha / w_max**(1 - alpha).
 
     Shapes:  x_max, w_max [channels]: largest |activation| and largest |weight| of each channel; returns [channels].
-    Units:   no unit; alpha = 0 leaves the activations alone, 1 makes them all alike.
+    Units:   no unit; alpha = 1 makes the activations of all channels alike, 0 the weights.
     Raises:  nothing.
     Source:  SmoothQuant, Eq. 4; clamps of its code.
-    Differs: no difference.
+    Differs: x_max is kept from 0 as well.
 
     >>> smoothing(torch.tensor([4.0, 1.0]), torch.tensor([1.0, 1.0])).tolist()
     [2.0, 1.0]
@@ -181,10 +210,10 @@ def smoothing(x_max: Tensor, w_max: Tensor, alpha: float = 0.5, least: float = 1
     return (x_max.clamp(min=least) ** alpha / w_max.clamp(min=least) ** (1 - alpha)).clamp(min=least)
 
 
-def salience(x_mean: Tensor, ratio: float) -> Tensor:
-    """AWQ's factors: mean |activation| to a power, centred so that the largest and smallest are each other's inverse.
+def salience(size: Tensor, ratio: float) -> Tensor:
+    """AWQ's factors: the size of activations to a power, centred so that the largest and smallest are each other's inverse.
 
-    Shapes:  x_mean [channels]; returns [channels].
+    Shapes:  size [channels], e.g. mean |x| or its root mean square; returns [channels].
     Units:   no unit; ratio = 0 gives ones.
     Raises:  nothing.
     Source:  AWQ, Eq. 4-5; normalisation of its code.
@@ -193,5 +222,5 @@ def salience(x_mean: Tensor, ratio: float) -> Tensor:
     >>> salience(torch.tensor([16.0, 1.0]), 0.5).tolist()
     [2.0, 0.5]
     """
-    s = x_mean.pow(ratio).clamp(min=1e-4)
+    s = size.pow(ratio).clamp(min=1e-4)
     return s / (s.max() * s.min()).sqrt()

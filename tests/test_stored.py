@@ -135,7 +135,7 @@ def test_packed_tensors_are_contiguous_and_do_not_share_memory():
 def test_a_step_that_its_type_cannot_hold_is_refused():
     with pytest.raises(
         ValueError,
-        match=r"s is not representable in float16; round s before choosing codes \(grid.fit does\)",
+        match=r"s is not finite or not representable in float16; round s before choosing codes",
     ):
         AffineWeight.of(torch.zeros(1, 4), torch.tensor([[0.1]]), torch.tensor([[0.0]]), Grid(2))
 

@@ -37,7 +37,7 @@ METHODS = {
     "TesseraQ from AWQ, fast": [lb.TesseraQ(lb.AWQ(grid)) for grid in (W2G64, lb.Grid(3, group=64), lb.Grid(2, group=128))],
     "TesseraQ from AWQ's clip, fast": [lb.TesseraQ(lb.AWQ(W2G64, scaling=False))],
     "TesseraQ from OmniQuant, fast": [lb.TesseraQ(lb.OmniQuant(W2G64))],
-    "TesseraQ from AWQ, fast, rate 2e-2": [lb.TesseraQ(lb.AWQ(W2G64), rate=2e-2)],
+    "TesseraQ from AWQ's clip, fast, reach 0.5": [lb.TesseraQ(lb.AWQ(W2G64, scaling=False), reach=0.5)],
 }
 
 

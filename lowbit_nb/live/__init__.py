@@ -3,6 +3,7 @@
     live.grid_explorer(W)       bits, group size, clip, zero point -> where weights land, error, bits
     live.hessian_explorer(H)    damping, column order -> conditioning, factor, spread of one error
     live.packing_explorer(...)  bits, row length, layout -> which bit of which word holds a column
+    live.rounding_player(...)   round, layer -> when each weight's rounding is decided, and what deciding costs
 
 Each also carries four stored pictures and a sentence with the numbers, for readers who have not run the cell.
 """
@@ -13,6 +14,7 @@ from lowbit_nb.live.base import Explorer, Frame
 from lowbit_nb.live.grids import GridExplorer, grid_explorer
 from lowbit_nb.live.hessians import HessianExplorer, hessian_explorer
 from lowbit_nb.live.packings import PackingExplorer, packing_explorer
+from lowbit_nb.live.roundings import RoundingPlayer, rounding_player
 
 __all__ = [
     "Explorer",
@@ -20,7 +22,9 @@ __all__ = [
     "GridExplorer",
     "HessianExplorer",
     "PackingExplorer",
+    "RoundingPlayer",
     "grid_explorer",
     "hessian_explorer",
     "packing_explorer",
+    "rounding_player",
 ]

@@ -4,10 +4,11 @@ from lowbit_nb.methods.awq import AWQ
 from lowbit_nb.methods.gptq import GPTQ
 from lowbit_nb.methods.omniquant import OmniQuant
 from lowbit_nb.methods.rtn import RTN
+from lowbit_nb.methods.smoothquant import SmoothQuant
 from lowbit_nb.methods.tesseraq import TesseraQ
 from lowbit_nb.quantize import Method
 
-METHODS = {"rtn": RTN, "gptq": GPTQ, "awq": AWQ, "omniquant": OmniQuant, "tesseraq": TesseraQ}
+METHODS = {"rtn": RTN, "gptq": GPTQ, "smoothquant": SmoothQuant, "awq": AWQ, "omniquant": OmniQuant, "tesseraq": TesseraQ}
 
 
 def named(name: str, **settings: object) -> Method:
@@ -24,4 +25,4 @@ def named(name: str, **settings: object) -> Method:
     return METHODS[name.lower()](**settings)
 
 
-__all__ = ["AWQ", "GPTQ", "METHODS", "OmniQuant", "RTN", "TesseraQ", "named"]
+__all__ = ["AWQ", "GPTQ", "METHODS", "OmniQuant", "RTN", "SmoothQuant", "TesseraQ", "named"]

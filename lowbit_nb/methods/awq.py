@@ -32,8 +32,9 @@ class AWQ:
     scaling  search a scale at every site                          clip  gram: by the group's own output error; mse; minmax
 
     Source: AWQ, Sec. 3; the asymmetric clip is that of the llmc code.
-    Differs: both searches use Gram matrices of all tokens; the scale is judged by the outputs of the scaled layers, not of
-    the whole attention; inputs are those of the quantized prefix; query and key are clipped too.
+    Differs: both searches use Gram matrices of all tokens; a channel's size is its root mean square, not its mean |x|; the
+    scale is judged by the outputs of the scaled layers, not of the whole attention; inputs are those of the quantized
+    prefix; query and key are clipped too.
     """
 
     grid: Grid
@@ -58,7 +59,7 @@ class AWQ:
         params, rulers = self.start(block, streams.quant, None, phases)
         weights = {}
         for name, (s, z) in rulers.items():
-            W = current(block, params, name)
+            W = current(block, params, name).float()
             weights[name] = AffineWeight.of(grids.quantize(W, s, z, self.grid), s, z, self.grid)
         return BlockResult(weights, {"phases": phases}, norms(block, params))
 
@@ -76,24 +77,25 @@ class AWQ:
             metrics = {name: h.H for names, h in zip(shared, block.hessians(X, shared), strict=True) for name in names}
         params: dict[str, Tensor] = {}
         with phases("scale"):
-            for site in sites(block) if self.scaling else []:
+            for site in sites(block, X[:1]) if self.scaling else []:
                 params = self._search(block, site, params, metrics)
         with phases("clip"):
             rulers = {}
             for name in block.linears:
                 with block.naming(name):
-                    rulers[name] = self._ruler(current(block, params, name), metrics[name])
+                    rulers[name] = self._ruler(current(block, params, name).float(), metrics[name])
         return params, rulers
 
     def _search(self, block: Block, site: Site, params: dict[str, Tensor], metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Try every ratio at one site; keep the scale whose rounded layers have the least output error."""
         H = metrics[site.targets[0]]
-        size = _per_source(H.diagonal().clamp(min=0).sqrt(), site)
-        W = torch.cat([current(block, params, name) for name in site.targets])
+        size = site.gather(H.diagonal().clamp(min=0).sqrt())
+        W = torch.cat([current(block, params, name).float() for name in site.targets])
         losses = []
         for ratio in RATIOS:
             s = site.expand(salience(size, ratio))
-            stored = AffineWeight.nearest(W * s, self.grid)
+            with block.naming(*site.targets):
+                stored = AffineWeight.nearest(W * s, self.grid)
             losses.append(error_share(W, stored.dequantize() / s, H))
         s = salience(size, RATIOS[min(range(len(losses)), key=losses.__getitem__)])
         for name in site.targets:
@@ -104,10 +106,3 @@ class AWQ:
         if self.clip == "gram":
             return grids.fit(W, self.grid, "mse", gram(H, self.grid.g(W.shape[1])))
         return grids.fit(W, self.grid, self.clip, H.diagonal())
-
-
-def _per_source(x: Tensor, site: Site) -> Tensor:
-    """Per channel of the source: the root mean square over the query heads that read it."""
-    if site.repeat == 1:
-        return x
-    return x.reshape(-1, site.repeat, site.head_dim).square().mean(1).sqrt().flatten()

@@ -27,7 +27,8 @@ class OmniQuant:
     first  share of the range at which both ends start            rate  learning rate of the ends
 
     Source: OmniQuant, Sec. 3.2 (LWC); rate 1e-2 and start sigmoid(4) = 0.982 of its code.
-    Differs: random minibatches instead of epochs in order; the best hard state is kept; zero is always inside the range.
+    Differs: random minibatches instead of epochs in order; a new optimiser every round; the best hard state is kept; zero is
+    always inside the range.
     """
 
     grid: Grid
@@ -48,7 +49,7 @@ class OmniQuant:
         """
         phases = Phases()
         with phases("targets"):
-            Y = block.run(streams.full)
+            Y = streams.targets(block)
         weights, story = self._learn(block, streams.quant, Y, phases)
         return BlockResult(weights, {"phases": phases} | story)
 
@@ -66,7 +67,10 @@ class OmniQuant:
 
     def _learn(self, block: Block, X: Tensor, Y: Tensor, phases: Phases) -> tuple[dict[str, AffineWeight], dict]:
         spent = budget(self.budget)
-        learn = {name: LearnedClip(block.weight(name), self.grid, self.first) for name in block.linears}
+        learn = {}
+        for name in block.linears:
+            with block.naming(name):
+                learn[name] = LearnedClip(block.weight(name), self.grid, self.first)
         with phases("learn clip"):
             return reconstruct(block, learn, {}, X, Y, soft=(1.0,) * spent.rounds, budget=spent, rates={"clip": self.rate},
                                generator=torch.Generator().manual_seed(self.seed + block.index))

@@ -28,19 +28,18 @@ class TesseraQ:
 
     start     the method whose scaling and rulers it begins with        budget      demo, fast, paper, or a Budget
     schedule  how fast variables are made hard                           tune_scale  learn k, the multiplier of the step
-    rate      learning rate of the rounding variables                    scale_rate  of k
+    reach     how far a rounding variable can travel in a round: its learning rate is reach / steps, that of k half of it
 
     Source: TesseraQ (2024), Sec. 3; schedule, optimiser and defaults of its code.
-    Differs: rates are 20 and 10 times the paper's 1e-3. A variable can move by about rate * steps a round, and with a fifth
-    of the paper's steps, at 1e-3, most never leave the interval they start in.
+    Differs: the paper's rate of 1e-3 for 250 steps is a reach of 0.25; here 1, because with fewer steps, at 1e-3, most
+    variables never leave the interval they start in.
     """
 
     start: AWQ | OmniQuant
     budget: str | Budget = "fast"
     schedule: str = "handcrafted"
     tune_scale: bool = True
-    rate: float = 2e-2
-    scale_rate: float = 1e-2
+    reach: float = 1.0
     seed: int = 0
     streams: ClassVar[tuple[str, ...]] = ("full", "quant")
 
@@ -55,16 +54,17 @@ class TesseraQ:
         """
         phases = Phases()
         with phases("targets"):
-            Y = block.run(streams.full)
+            Y = streams.targets(block)
         params, rulers = self.start.start(block, streams.quant, Y, phases)
         edited = norms(block, params)
         learn = {name: SoftRounding(current(block, params, name), *rulers[name], self.start.grid, self.tune_scale)
                  for name in rulers}
         spent = budget(self.budget)
+        rate = self.reach / max(1, spent.steps)
         with phases("reconstruct"):
             weights, story = reconstruct(
                 block, learn, {name: t.float() for name, t in edited.items()}, streams.quant, Y,
                 soft=schedule(self.schedule, spent.rounds), budget=spent,
-                rates={"rounding": self.rate, "scale": self.scale_rate},
+                rates={"rounding": rate, "scale": rate / 2},
                 generator=torch.Generator().manual_seed(self.seed + block.index))
         return BlockResult(weights, {"phases": phases} | story, edited)

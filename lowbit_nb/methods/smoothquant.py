@@ -1,0 +1,60 @@
+"""SmoothQuant: activation scaling with a fixed exponent, an affine grid, nearest rounding.
+
+What the activations find hard is moved into the weights: s = max|x|**alpha / max|w|**(1 - alpha) at the two norms.
+It was made for eight-bit weights and activations; for weights alone it has nothing to gain, and shows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from lowbit_nb.blocks import Block, Streams
+from lowbit_nb.grid import Grid
+from lowbit_nb.quantize import BlockResult
+from lowbit_nb.record import Phases
+from lowbit_nb.stored import AffineWeight
+from lowbit_nb.transforms import current, norms, scale, sites, smoothing
+
+
+@dataclass(frozen=True)
+class SmoothQuant:
+    """Fixed-exponent smoothing, nearest rounding.
+
+    Source: SmoothQuant, Eq. 4; alpha 0.5 as for OPT (its code uses 0.85 for LLaMA-2).
+    Differs: inputs are those of the quantized prefix; the weight's grid is this kit's, not symmetric per channel.
+    """
+
+    grid: Grid
+    alpha: float = 0.5
+    clip: str = "minmax"
+    streams: ClassVar[tuple[str, ...]] = ("quant",)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha={self.alpha} must be between 0 (make the weights alike) and 1 (the activations)")
+
+    def quantize_block(self, block: Block, streams: Streams) -> BlockResult:
+        """Smooth and round one block.
+
+        Shapes:  one stored weight a linear layer, and the norms that absorbed the scales.
+        Units:   trace: seconds by phase.
+        Raises:  ValueError as `grid.fit`.
+        Source:  SmoothQuant, Sec. 4.
+        Differs: see the class.
+        """
+        phases, X = Phases(), streams.quant
+        with phases("peaks"):
+            shared = block.shared_inputs(X[:1])
+            peaks = {n: h.peak for names, h in zip(shared, block.hessians(X, shared), strict=True) for n in names}
+        params: dict = {}
+        for site in (s for s in sites(block, X[:1]) if s.kind != "linear"):
+            w_max = torch.stack([current(block, params, name).abs().amax(0) for name in site.targets]).amax(0)
+            params = scale(block, site, smoothing(peaks[site.targets[0]], w_max, self.alpha), params)
+        weights = {}
+        for name in block.linears:
+            with block.naming(name):
+                weights[name] = AffineWeight.nearest(current(block, params, name), self.grid, self.clip)
+        return BlockResult(weights, {"phases": phases}, norms(block, params))
