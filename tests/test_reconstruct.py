@@ -10,12 +10,13 @@ from torch import Tensor
 
 from lowbit_nb import grid as grids
 from lowbit_nb.blocks import Block, catch
+from lowbit_nb.clipping import LearnedClip
 from lowbit_nb.grid import Grid
 from lowbit_nb.methods import AWQ
 from lowbit_nb.objectives import mse
 from lowbit_nb.reconstruct import BUDGETS, MAX_RETRIES, Budget, budget, hard_loss, reconstruct
 from lowbit_nb.record import Phases
-from lowbit_nb.rounding import LearnedClip, SoftRounding, schedule
+from lowbit_nb.rounding import SoftRounding, schedule
 from lowbit_nb.stored import AffineWeight
 from lowbit_nb.transforms import current, norms
 from tests import tiny

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from lowbit_nb import grid as grids
 from lowbit_nb import packing
+from lowbit_nb.clipping import LearnedClip
 from lowbit_nb.grid import Grid
 from lowbit_nb.rounding import (
     DECIDED,
     HANDCRAFTED_20,
     SCHEDULES,
-    LearnedClip,
     SoftRounding,
     inverse_rectified_sigmoid,
     rectified_sigmoid,

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lowbit_nb.blocks import Block, Streams
+from lowbit_nb.clipping import LearnedClip
 from lowbit_nb.grid import Grid
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.reconstruct import Budget, budget, reconstruct
 from lowbit_nb.record import Phases
-from lowbit_nb.rounding import LearnedClip
 from lowbit_nb.stored import AffineWeight
 
 
