@@ -358,3 +358,17 @@ def test_one_block_of_the_bundled_subject() -> None:
     result = method.quantize_block(blocks[0], lb.blocks.Streams(X.clone(), X.clone()))
     assert result.trace["end"] < result.trace["start"]
     assert set(result.weights) == set(blocks[0].linears) and len(result.params) == 2
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: TesseraQ(AWQ(Grid(2)), budget="huge"), "budget='huge' is unknown; use one of demo, fast, paper"),
+        (lambda: TesseraQ(AWQ(Grid(2)), schedule="fastest"), "schedule='fastest'.*use one of handcrafted"),
+        (lambda: OmniQuant(Grid(2), budget="huge"), "budget='huge' is unknown"),
+        (lambda: OmniQuant(Grid(2), first=1.0), "first=1.0 must lie between 0 and 1"),
+    ],
+)
+def test_settings_are_refused_before_calibration(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

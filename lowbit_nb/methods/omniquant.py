@@ -38,6 +38,11 @@ class OmniQuant:
     seed: int = 0
     streams: ClassVar[tuple[str, ...]] = ("full", "quant")
 
+    def __post_init__(self) -> None:
+        budget(self.budget)  # refuses an unknown name before any calibration is spent
+        if not 0 < self.first < 1:
+            raise ValueError(f"first={self.first} must lie between 0 and 1: the share of the range at which both ends start")
+
     def quantize_block(self, block: Block, streams: Streams) -> BlockResult:
         """Learn one block's rulers together.
 

@@ -1,7 +1,7 @@
 """SmoothQuant: activation scaling with a fixed exponent, an affine grid, nearest rounding.
 
 What the activations find hard is moved into the weights: s = max|x|**alpha / max|w|**(1 - alpha) at the two norms.
-It was made for eight-bit weights and activations; for weights alone it has nothing to gain, and shows it.
+It was made for eight-bit weights and activations; here it is a companion of AWQ, for weights alone.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ class TesseraQ:
     reach     how far a rounding variable can travel in a round: its learning rate is reach / steps, that of k half of it
 
     Source: TesseraQ (2024), Sec. 3; schedule, optimiser and defaults of its code.
-    Differs: the paper's rate of 1e-3 for 250 steps is a reach of 0.25; here 1, because with fewer steps, at 1e-3, most
-    variables never leave the interval they start in.
+    Differs: learning rates are set by their reach, so that a smaller budget gets a larger rate; the paper's 1e-3 for 250
+    steps is a reach of 0.25.
     """
 
     start: AWQ | OmniQuant
@@ -42,6 +42,9 @@ class TesseraQ:
     reach: float = 1.0
     seed: int = 0
     streams: ClassVar[tuple[str, ...]] = ("full", "quant")
+
+    def __post_init__(self) -> None:
+        schedule(self.schedule, budget(self.budget).rounds)  # refuses unknown names before any calibration is spent
 
     def quantize_block(self, block: Block, streams: Streams) -> BlockResult:
         """Start, then learn one block's roundings together.
