@@ -244,6 +244,7 @@ class Streams:
     full: Tensor | None
     quant: Tensor | None
     ahead: Tensor | None = None  # the original block's outputs, once somebody has asked for them
+    loss: Callable[[Block, Tensor | None], dict[str, Tensor]] | None = None  # output-adaptive Hessians of a block, if wanted
 
     def targets(self, block: Block) -> Tensor:
         """What the original block makes of the full-precision stream: what a quantized block should give back.

@@ -11,6 +11,7 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,5 +91,4 @@ def _exercises() -> dict[str, Callable]:
 def _tensor(x: object) -> Tensor:
     if isinstance(x, Tensor):
         return x.detach().cpu()
-    x = torch.as_tensor(x)
-    return torch.as_tensor(x.tolist(), dtype=torch.float64) if x.is_floating_point() else x
+    return torch.as_tensor(np.asarray(x))  # numpy keeps Python floats at full width

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lowbit_nb import stored
+from lowbit_nb import bilevel, sparse, stored  # noqa: F401  forms that a file may hold
 from lowbit_nb.record import Quantized
 from lowbit_nb.stored import StoredWeight
 

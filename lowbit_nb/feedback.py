@@ -28,15 +28,17 @@ ORDERS = ("natural", "act", "gar", "min_pivot")
 class Rounder(Protocol):
     """What "round this column" means.
 
-    span   columns that are looked at together before the first of them is rounded (a group); 0 if that is not needed
-    start  is given the current values of those columns, [span, d_out]
-    round  is given the current value of column j and returns its rounded value, both [d_out]
+    span     columns that are looked at together before the first of them is rounded (a group); 0 if that is not needed
+    prepare  is given, before the first column, the weights [d_in, d_out] in visiting order and the cost D [d_in] of each
+    start    is given the current values of the columns of a group, [span, d_out]
+    round    is given the current value of column j and returns its rounded value, both [d_out]
 
     Source: this project. Differs: no difference.
     """
 
     span: int
 
+    def prepare(self, Wt: Tensor, D: Tensor) -> None: ...
     def start(self, j: int, now: Tensor) -> None: ...
     def round(self, j: int, t: Tensor) -> Tensor: ...
 
@@ -68,6 +70,7 @@ def feedback(W: Tensor, H: Tensor, rounder: Rounder, perm: Tensor | None = None,
     Wt = W.T[perm].to(V.dtype).contiguous()  # [d_in, d_out]: a column of W is contiguous
     Wt_hat, Et = torch.empty_like(Wt), torch.zeros_like(Wt)  # rounded, and original minus rounded, so far
     column_loss = torch.empty_like(D)
+    rounder.prepare(Wt, D)
     for a in range(0, len(Wt), block):
         b = min(a + block, len(Wt))
         T = Wt[a:b] + V[:a, a:b].T @ Et[:a]  # what every earlier block asks of this one
@@ -115,6 +118,9 @@ class AffineRounder:
         self.z = torch.empty(shape, device=perm.device) if z is None else z.T.contiguous()
         self.q = torch.empty(len(perm), d_out, dtype=torch.uint8, device=perm.device)  # visiting order
 
+    def prepare(self, Wt: Tensor, D: Tensor) -> None:
+        """Nothing: nearest marks need no costs."""
+
     def start(self, j: int, now: Tensor) -> None:
         """Fit the group that begins at column j, if groups are dynamic.
 
@@ -153,14 +159,28 @@ class AffineRounder:
         Source:  this project.
         Differs: the order is stored only for dynamic groups of scattered columns.
         """
-        home = self.perm.div(self.g, rounding_mode="floor").reshape(-1, self.g)
-        if self.dynamic and bool((home != home[:, :1]).any()):
-            return self.q.T.contiguous(), self.s.T, self.z.T, self.perm
-        q = torch.empty_like(self.q).index_copy_(0, self.perm, self.q).T.contiguous()
         if not self.dynamic:
+            q = torch.empty_like(self.q).index_copy_(0, self.perm, self.q).T.contiguous()
             return q, self.s.T, self.z.T, None
-        s, z = (torch.empty_like(t).index_copy_(0, home[:, 0], t).T for t in (self.s, self.z))
-        return q, s, z, None
+        q, (s, z), kept = homeward(self.perm, self.g, self.q, self.s, self.z)
+        return q, s, z, kept
+
+
+def homeward(perm: Tensor, g: int, q: Tensor, *of_groups: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
+    """Codes and what belongs to their groups, back in the weight's own order where the groups stayed whole.
+
+    Shapes:  perm [d_in]; q [d_in, d_out] and of_groups [n_groups, ...] in visiting order; returns q [d_out, d_in], the others
+             transposed, and the perm that must be stored: None if the groups stayed whole.
+    Units:   none.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+    """
+    home = perm.div(g, rounding_mode="floor").reshape(-1, g)
+    if bool((home != home[:, :1]).any()):
+        return q.T.contiguous(), [t.T for t in of_groups], perm
+    back = [torch.empty_like(t).index_copy_(0, home[:, 0], t).T for t in of_groups]
+    return torch.empty_like(q).index_copy_(0, perm, q).T.contiguous(), back, None
 
 
 def order(H: Tensor, name: str, g: int) -> Tensor:

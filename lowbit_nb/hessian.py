@@ -35,10 +35,11 @@ class Hessian:
         Units:   those of the activations, squared in H.
         Raises:  ValueError if X holds a non-finite value.
         Source:  GPTQ code (gptq.py: add_batch).
-        Differs: counts tokens, not sequences.
+        Differs: counts tokens, not sequences; half-precision inputs on a GPU are multiplied as they are (their products are
+                 exact in float32) and summed in float32.
         """
-        X = X.reshape(-1, X.shape[-1]).to(self.sum.dtype)
-        update = X.T @ X
+        X = X.reshape(-1, X.shape[-1])
+        update = _outer(X, self.sum.dtype)
         if not torch.isfinite(update).all():
             raise ValueError(f"{int((~torch.isfinite(X)).sum())} of {X.numel()} layer inputs are not finite (or overflow when "
                              "squared); run the model in float32 or bfloat16, or check the calibration text")
@@ -59,6 +60,14 @@ class Hessian:
         if self.n == 0:
             raise ValueError("no tokens were added to this Hessian; run the model on calibration text first")
         return self.sum / self.n
+
+
+def _outer(X: Tensor, dtype: torch.dtype) -> Tensor:
+    """X.T @ X in dtype."""
+    if X.is_cuda and X.dtype in (torch.float16, torch.bfloat16) and dtype == torch.float32:
+        return torch.mm(X.T, X, out_dtype=dtype)
+    X = X.to(dtype)
+    return X.T @ X
 
 
 def condition(H: Tensor, damp: float = 0.01, shrink: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ class BlockResult:
 class Method(Protocol):
     """A way to quantize one block; a frozen dataclass whose fields are its settings.
 
-    streams  which of "full" and "quant" it wants to see; () if it looks at weights only
+    streams  which of "full" and "quant" it wants to see, and "loss" if it asks the end loss; () if it looks at weights only
 
     Source: this project. Differs: no difference.
     """
@@ -77,6 +77,8 @@ def quantize(subject: Subject, method: Method, windows: Windows | None = None, w
     store = checkpoint.WorkFolder(workdir, settings)
     record = Quantized({}, settings, [], {})
     streams = Streams.start(X, method.streams)
+    if "loss" in method.streams:
+        streams.loss = method.view(subject.model, windows.ids.to(subject.device), blocks)
     with tqdm(blocks, desc=_name(method), unit="block", file=sys.stdout, leave=False, disable=not progress, ncols=80) as bar:
         for block in bar:
             result = store.read(block.index) or _do(method, block, streams, store)

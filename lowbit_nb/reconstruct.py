@@ -2,6 +2,7 @@
 
     inputs    what really flows in: the outputs of the quantized blocks before
     targets   what should come out: the outputs of the original block on the original inputs
+    edits     what a transform makes of the block's tensors, fixed or learned
     learn     one learnable a linear layer: it offers a differentiable weight now and a stored weight in the end
 
 OmniQuant, TesseraQ and their relatives are this loop with other learnables, another objective and other rounds.  Weights are
@@ -11,7 +12,7 @@ exchanged functionally; the block is never edited.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +21,10 @@ from torch import Tensor
 
 from lowbit_nb.blocks import Block
 from lowbit_nb.objectives import Objective, mse
+from lowbit_nb.scaling import Transform
+from lowbit_nb.steps import Steps, steps
 from lowbit_nb.stored import StoredWeight
+from lowbit_nb.transforms import norms
 
 MAX_RETRIES = 4
 CHECKED = 32  # windows on which hard losses are measured
@@ -30,17 +34,17 @@ class Learnable(Protocol):
     """What can be learned about one linear layer.
 
     parameters  optimiser groups, each with a "role" that names its learning rate
-    weight      the differentiable weight, [d_out, d_in]
+    weight      the differentiable weight [d_out, d_in], of the weight W that a transform has made (None: the block's own)
     harden      let at most a share of the variables stay undecided
-    finish      the stored weight; tell: numbers to watch
+    finish      the stored weight, likewise; tell: numbers to watch
 
     Source: this project. Differs: no difference.
     """
 
     def parameters(self) -> list[dict]: ...
-    def weight(self) -> Tensor: ...
+    def weight(self, W: Tensor | None = None) -> Tensor: ...
     def harden(self, soft_fraction: float) -> None: ...
-    def finish(self) -> StoredWeight: ...
+    def finish(self, W: Tensor | None = None) -> StoredWeight: ...
     def tell(self) -> dict: ...
 
 
@@ -48,15 +52,32 @@ class Learnable(Protocol):
 class Budget:
     """How long to learn: rounds of steps, each on a random minibatch of windows.
 
-    Source: TesseraQ code (20 rounds of 250 steps, batch 4). Differs: `demo` and `fast` are this project's.
+    batch   windows a step      tokens  at least so many tokens a step: more windows where they are short
+
+    Source: TesseraQ code (20 rounds of 250 steps on 4 windows of 2048 tokens). Differs: `demo` and `fast` are this project's.
     """
 
     rounds: int = 20
     steps: int = 250
     batch: int = 4
+    tokens: int = 0
+
+    def windows(self, n: int, length: int) -> int:
+        """How many windows of that length make a minibatch, of the n there are.
+
+        Shapes:  a count.
+        Units:   none.
+        Raises:  nothing.
+        Source:  this project.
+        Differs: no difference.
+
+        >>> Budget(20, 250, 4, tokens=8192).windows(512, 2048), Budget(20, 250, 4, tokens=8192).windows(512, 256)
+        (4, 32)
+        """
+        return min(n, max(self.batch, self.tokens // length))
 
 
-BUDGETS = {"demo": Budget(10, 12, 2), "fast": Budget(20, 50, 4), "paper": Budget(20, 250, 4)}
+BUDGETS = {"demo": Budget(10, 12, 2), "fast": Budget(20, 50, 4), "paper": Budget(20, 250, 4, tokens=8192)}
 
 
 def budget(name: str | Budget) -> Budget:
@@ -73,15 +94,16 @@ def budget(name: str | Budget) -> Budget:
     return BUDGETS[name] if isinstance(name, str) else name
 
 
-def reconstruct(block: Block, learn: dict[str, Learnable], fixed: dict[str, Tensor], X: Tensor, Y: Tensor, *,
+def reconstruct(block: Block, learn: dict[str, Learnable], edits: Transform, X: Tensor, Y: Tensor, *,
                 soft: Sequence[float], budget: Budget, rates: dict[str, float], generator: torch.Generator,
-                objective: Objective = mse) -> tuple[dict[str, StoredWeight], dict]:
-    """Learn all `learn` together; return the stored weights of the best moment and the story of every round.
+                objective: Objective = mse) -> tuple[dict[str, StoredWeight], dict[str, Tensor], dict]:
+    """Learn all together; return the stored weights and the edits of the best moment, and the story of every round.
 
     A round hardens to its soft fraction, makes a new optimiser and takes `budget.steps` steps.  "Best" is the least loss
     with everything made hard, measured on the same windows at the start and after every round.
 
-    Shapes:  X, Y [n, length, d_model]; fixed {name: tensor} exchanged but not learned; soft: one share a round.
+    Shapes:  X, Y [n, length, d_model]; soft: one share a round; returns {linear name: stored weight}, {name:
+             tensor} as the edits made them, and the story in plain numbers.
     Units:   losses in those of the objective.
     Raises:  ValueError if the loss stays non-finite after the rates were halved MAX_RETRIES times.
     Source:  BRECQ, Sec. 3.2 (block reconstruction); TesseraQ, Alg. 1 (rounds).
@@ -89,49 +111,72 @@ def reconstruct(block: Block, learn: dict[str, Learnable], fixed: dict[str, Tens
     """
     n_checked = min(CHECKED, len(X))
     check = (X[:n_checked], Y[:n_checked])
-    best = _Best({name: p.finish() for name, p in learn.items()})
-    best.loss = hard_loss(block, best.weights, fixed, *check, objective)
+    best = _Best(block, learn, edits, lambda w, p: hard_loss(block, w, p, *check, objective))
     story: dict = {"start": best.loss, "rounds": [], "retries": 0}
+    groups = [g for one in (*learn.values(), edits) for g in one.parameters()]
+    batch = budget.windows(*X.shape[:2])
+    picks = _picks(len(X), budget.steps, batch, generator, X.device)
+    example = torch.arange(batch, device=X.device)
+    step = steps(_soft_loss(block, learn, edits, X, Y, objective), groups, rates, example) if budget.steps else None
     for share in soft:
         for p in learn.values():
             p.harden(share)
-        loss = _round(block, learn, fixed, X, Y, budget, rates, generator, objective, story)
-        hard = best.offer({name: p.finish() for name, p in learn.items()},
-                          lambda w: hard_loss(block, w, fixed, *check, objective))
-        story["rounds"].append({"share": share, "soft_loss": loss, "hard_loss": hard,
+        loss = _round(block.name, step, picks, groups, rates, story) if step else 0.0
+        story["rounds"].append({"share": share, "soft_loss": loss, "hard_loss": best.offer(),
                                 "layers": {name: p.tell() for name, p in learn.items()}})
     story["end"] = best.loss
-    return best.weights, story
+    return best.weights, best.tensors, story
 
 
 class _Best:
-    """The stored weights with the least hard loss so far."""
+    """The stored weights and edits with the least hard loss so far."""
 
-    def __init__(self, weights: dict[str, StoredWeight]) -> None:
-        self.weights, self.loss = weights, float("inf")
+    def __init__(self, block: Block, learn: dict[str, Learnable], edits: Transform, measure: Callable) -> None:
+        self.block, self.learn, self.edits, self.measure = block, learn, edits, measure
+        self.weights, self.tensors, self.loss = {}, {}, float("inf")
+        self.loss = self.offer()
 
-    def offer(self, weights: dict[str, StoredWeight], measure: Objective) -> float:
-        loss = measure(weights)
-        if math.isfinite(loss) and not self.loss < loss:  # a start that is not finite loses to anything that is
-            self.weights, self.loss = weights, loss
+    def offer(self) -> float:
+        tensors = self.edits.finish()
+        weights = {name: p.finish(tensors.get(name)) for name, p in self.learn.items()}
+        loss = self.measure(weights, norms(self.block, tensors))
+        if not self.weights or (math.isfinite(loss) and not self.loss < loss):  # a start that is not finite loses to all
+            self.weights, self.tensors, self.loss = weights, tensors, loss
         return loss
 
 
-def _round(block: Block, learn: dict[str, Learnable], fixed: dict[str, Tensor], X: Tensor, Y: Tensor, budget: Budget,
-           rates: dict[str, float], generator: torch.Generator, objective: Objective, story: dict) -> float:
+def _picks(n: int, steps: int, batch: int, generator: torch.Generator, device: torch.device) -> Callable[[], Tensor]:
+    """The minibatches of one round, [steps, batch]: windows without repetition inside each."""
+    return lambda: torch.stack([torch.randperm(n, generator=generator)[:batch] for _ in range(steps)]).to(device)
+
+
+def _soft_loss(block: Block, learn: dict[str, Learnable], edits: Transform, X: Tensor, Y: Tensor,
+               objective: Objective) -> Callable[[Tensor], Tensor]:
+    """The loss of a minibatch with everything as it is now; half-precision arithmetic on a GPU, variables in float32."""
+    forward = torch.compile(block.forward) if X.is_cuda else block.forward
+
+    def loss(pick: Tensor) -> Tensor:
+        with torch.autocast(X.device.type, torch.bfloat16, enabled=X.is_cuda, cache_enabled=False):
+            tensors = edits.tensors()
+            exchanged = tensors | {name: p.weight(tensors.get(name)) for name, p in learn.items()}
+            if not X.is_cuda:
+                exchanged = {name: t.to(X.dtype) for name, t in exchanged.items()}
+            return objective(forward(X[pick], exchanged), Y[pick])
+    return loss
+
+
+def _round(name: str, step: Steps, picks: Callable[[], Tensor], groups: list[dict], rates: dict[str, float],
+           story: dict) -> float:
     """One round; mean soft loss of its last tenth. A non-finite loss takes it back and halves the rates."""
-    groups = [g for p in learn.values() for g in p.parameters()]
     before = [[t.detach().clone() for t in g["params"]] for g in groups]
     while True:
-        speed = 0.5 ** story["retries"]
-        optimiser = torch.optim.Adam([_group(g, rates[g["role"]] * speed) for g in groups], fused=True)
-        losses = torch.stack([_step(block, learn, fixed, X, Y, budget.batch, generator, objective, optimiser)
-                              for _ in range(budget.steps)]) if budget.steps else torch.zeros(1)
+        step.restart(0.5 ** story["retries"])
+        losses = torch.stack([step.take(pick) for pick in picks()])
         if torch.isfinite(losses).all() and all(torch.isfinite(p).all() for g in groups for p in g["params"]):
             return float(losses[-max(1, len(losses) // 10) :].mean())
         story["retries"] += 1
         if story["retries"] > MAX_RETRIES:
-            raise ValueError(f"{block.name}: the loss is not finite even at 1/{2**MAX_RETRIES} of the learning rates {rates}; "
+            raise ValueError(f"{name}: the loss is not finite even at 1/{2**MAX_RETRIES} of the learning rates {rates}; "
                              "check the calibration text and the starting point")
         with torch.no_grad():
             for g, tensors in zip(groups, before, strict=True):
@@ -139,29 +184,10 @@ def _round(block: Block, learn: dict[str, Learnable], fixed: dict[str, Tensor], 
                     p.copy_(t)
 
 
-def _group(group: dict, rate: float) -> dict:
-    return {"params": group["params"], "lr": rate, "weight_decay": group.get("weight_decay", 0.0)}
-
-
-def _step(block: Block, learn: dict[str, Learnable], fixed: dict[str, Tensor], X: Tensor, Y: Tensor, batch: int,
-          generator: torch.Generator, objective: Objective, optimiser: torch.optim.Optimizer) -> Tensor:
-    pick = torch.randperm(len(X), generator=generator)[:batch].to(X.device)
-    exchanged = fixed | {name: p.weight() for name, p in learn.items()}
-    if not X.is_cuda:
-        exchanged = {name: t.to(X.dtype) for name, t in exchanged.items()}
-    with torch.autocast(X.device.type, torch.bfloat16, enabled=X.is_cuda):
-        y = block.forward(X[pick], exchanged)
-    loss = objective(y, Y[pick])
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    optimiser.step()
-    return loss.detach()
-
-
 @torch.no_grad()
-def hard_loss(block: Block, weights: dict[str, StoredWeight], fixed: dict[str, Tensor], X: Tensor, Y: Tensor,
+def hard_loss(block: Block, weights: dict[str, StoredWeight], params: dict[str, Tensor], X: Tensor, Y: Tensor,
               objective: Objective = mse) -> float:
-    """The objective of the block with stored weights, over all given windows.
+    """The objective of the block with stored weights and edits, over all given windows.
 
     Shapes:  X, Y [n, length, d_model].
     Units:   those of the objective.
@@ -169,7 +195,7 @@ def hard_loss(block: Block, weights: dict[str, StoredWeight], fixed: dict[str, T
     Source:  this project.
     Differs: no difference.
     """
-    exchanged = {name: t.to(X.device, X.dtype) for name, t in fixed.items()}
+    exchanged = {name: t.to(X.device, X.dtype) for name, t in params.items()}
     exchanged |= {name: w.dequantize(X.dtype).to(X.device) for name, w in weights.items()}
     total = 0.0
     for i in range(0, len(X), block.batch):

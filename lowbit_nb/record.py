@@ -96,7 +96,7 @@ class Quantized:
     def title(self) -> str:
         """Method and bits in a few words, for tables and legends."""
         own = self.settings["settings"]
-        grid = own.get("grid") or own.get("start", {}).get("grid", {})
+        grid = next((part["grid"] for part in (own, own.get("start"), own.get("backend")) if part and "grid" in part), {})
         group = f" g{grid['group']}" if grid.get("group") else ""
         return f"{self.settings['method']} W{grid['bits']}{group}" if "bits" in grid else self.settings["method"]
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lowbit_nb import grid as grids
+from lowbit_nb.fused import fused
 from lowbit_nb.grid import Grid
 from lowbit_nb.stored import AffineWeight
 
@@ -100,10 +101,9 @@ class SoftRounding:
         self.grid, self.shape = grid, W.shape
         self.s, self.z = s.float()[..., None], z.float()[..., None]
         t = grids.grouped(W.float(), grid) / self.s + self.z
-        self.base = t.floor()
-        fraction = t - self.base
-        self.dead = self.base.clamp(0, grid.q_max) == (self.base + 1).clamp(0, grid.q_max)
-        self.hard = self.dead.clone()
+        fraction = t - t.floor()
+        self.base = t.floor().clamp_(-1, grid.q_max).to(torch.int8 if grid.bits < 7 else torch.int16)
+        self.hard = self.dead
         self.nu = inverse_rectified_sigmoid(fraction).requires_grad_()
         self.nearest = self.codes()
         self.v = torch.zeros_like(self.s, requires_grad=tune_scale)
@@ -120,6 +120,11 @@ class SoftRounding:
         tuned = [{"params": [self.v], "role": "scale", "weight_decay": 1e-4}] if self.v.requires_grad else []
         return [{"params": [self.nu], "role": "rounding"}, *tuned]
 
+    @property
+    def dead(self) -> Tensor:
+        """Variables that cannot matter: both marks clamp to the same one. [d_out, n_groups, g] bool"""
+        return (self.base < 0) | (self.base == self.grid.q_max)
+
     def multiplier(self) -> Tensor:
         """k = 2 h(v), between 0 and 2.
 
@@ -131,16 +136,18 @@ class SoftRounding:
         """
         return 2 * rectified_sigmoid(self.v)
 
-    def weight(self) -> Tensor:
-        """The differentiable weight: soft where undecided, hard elsewhere.
+    def weight(self, W: Tensor | None = None) -> Tensor:
+        """The differentiable weight: soft where undecided, hard elsewhere.  The marks were fixed at the start; W is ignored.
 
-        Shapes:  returns [d_out, d_in].
+        Shapes:  returns [d_out, d_in], bfloat16 under autocast.
         Units:   those of the weight.
         Raises:  nothing.
         Source:  TesseraQ.
         Differs: no difference.
         """
-        return _SoftWeight.apply(self.nu, self.v, self).reshape(self.shape)
+        on = torch.is_autocast_enabled(self.nu.device.type)
+        dtype = torch.get_autocast_dtype(self.nu.device.type) if on else torch.float32
+        return _SoftWeight.apply(self.nu, self.v, self, dtype).reshape(self.shape)
 
     def soft_fraction(self) -> float:
         return 1 - float(self.hard.float().mean())
@@ -196,10 +203,10 @@ class SoftRounding:
         return (self.base + (self.nu > 0)).clamp_(0, self.grid.q_max).to(torch.uint8)
 
     @torch.no_grad()
-    def finish(self) -> AffineWeight:
+    def finish(self, W: Tensor | None = None) -> AffineWeight:
         """The stored form: integers, s * k and z; nothing is derived from float weights.
 
-        Shapes:  see `AffineWeight`.
+        Shapes:  W is ignored; see `AffineWeight`.
         Units:   none.
         Raises:  ValueError if a step does not fit its type.
         Source:  TesseraQ.
@@ -217,25 +224,38 @@ class _SoftWeight(torch.autograd.Function):
     """W_hat and its gradient, keeping only nu and v: codes and sigmoids are computed again on the way back."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, nu: Tensor, v: Tensor, own: SoftRounding) -> Tensor:
+    def forward(ctx: torch.autograd.function.FunctionCtx, nu: Tensor, v: Tensor, own: SoftRounding,
+                dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(nu, v)
         ctx.own = own
-        q = (own.base + rectified_sigmoid(nu)).clamp_(0, own.grid.q_max)
-        return q.sub_(own.z).mul_(own.s * own.multiplier())
+        return _dequantized(nu, own.base, own.z, own.s * own.multiplier(), own.grid.q_max, dtype)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         nu, v = ctx.saved_tensors
         own = ctx.own
-        sigma = torch.sigmoid(nu)
-        h = sigma * (STRETCH_HI - STRETCH_LO) + STRETCH_LO
-        u = own.base + h.clamp(0, 1)
-        live = ~own.hard & (h > 0) & (h < 1) & (u >= 0) & (u <= own.grid.q_max)
-        slope = sigma.mul(1 - sigma).mul_(STRETCH_HI - STRETCH_LO).mul_(live)
-        grad_nu = grad * slope * (own.s * own.multiplier())
+        grad_nu, grad_k = _gradients(grad, nu, own.base, own.z, own.s * own.multiplier(), own.hard, own.grid.q_max)
         if not ctx.needs_input_grad[1]:
-            return grad_nu, None, None
-        sv = torch.sigmoid(v)
-        inside = ((sv * 1.2 - 0.1) > 0) & ((sv * 1.2 - 0.1) < 1)
-        grad_v = (grad * (u.clamp(0, own.grid.q_max) - own.z)).sum(-1, keepdim=True) * own.s * (2.4 * sv * (1 - sv) * inside)
-        return grad_nu, grad_v, None
+            return grad_nu, None, None, None
+        sigma = torch.sigmoid(v)
+        inside = (own.multiplier() > 0) & (own.multiplier() < 2)
+        slope = 2 * (STRETCH_HI - STRETCH_LO) * sigma * (1 - sigma) * inside
+        return grad_nu, grad_k * own.s * slope, None, None
+
+
+@fused
+def _dequantized(nu: Tensor, base: Tensor, z: Tensor, step: Tensor, q_max: int, dtype: torch.dtype) -> Tensor:
+    """step * (clamp(base + h(nu)) - z): one pass over the weights where it is compiled."""
+    h = (torch.sigmoid(nu) * (STRETCH_HI - STRETCH_LO) + STRETCH_LO).clamp(0, 1)
+    return (((base + h).clamp(0, q_max) - z) * step).to(dtype)
+
+
+@fused
+def _gradients(grad: Tensor, nu: Tensor, base: Tensor, z: Tensor, step: Tensor, hard: Tensor,
+               q_max: int) -> tuple[Tensor, Tensor]:
+    """The gradients of nu and, summed over each group, of the step."""
+    sigma = torch.sigmoid(nu)
+    h = sigma * (STRETCH_HI - STRETCH_LO) + STRETCH_LO
+    live = ~hard & (h > 0) & (h < 1)
+    grad_nu = grad * step * torch.where(live, sigma * (1 - sigma) * (STRETCH_HI - STRETCH_LO), 0.0)
+    return grad_nu, (grad * ((base + h.clamp(0, 1)).clamp(0, q_max) - z)).sum(-1, keepdim=True)

@@ -5,6 +5,8 @@ provided that whatever makes the input can absorb the division.  A Llama-type bl
 
     norm -> q, k, v      norm -> gate, up      v -> o      up -> down
 
+A fifth moves difficulty between q and k; behind a rotary embedding its factors must agree within every rotary pair.
+
 Every edit here is a dict {parameter name: new tensor} for `Block.forward`; the block itself is not touched.
 """
 
@@ -39,8 +41,8 @@ LINEAR_SITES = (
 class Site:
     """Where a scaling can go: `source` absorbs the division, the columns of `targets` the multiplication.
 
-    kind    "norm", "unit_norm" (its gain is 1 + weight) or "linear"
-    repeat  query heads that read one key-value head (v -> o only), each head_dim channels wide
+    kind    "norm", "unit_norm" (its gain is 1 + weight), "linear", or "rotary" (q -> k; one factor a rotary pair)
+    repeat  query heads that read one key-value head (v -> o and q -> k), each head_dim channels wide
 
     Source: AWQ, Sec. 3; the four sites of its code. Differs: v -> o also with grouped queries, the scale shared in a group.
     """
@@ -93,6 +95,27 @@ def sites(block: Block, x: Tensor) -> list[Site]:
     return found
 
 
+def query_key_site(block: Block, x: Tensor) -> Site | None:
+    """The place between q and k, if the block keeps its function when rotary pairs share a factor.
+
+    It matters when queries and keys are rounded themselves; for weights alone a row's factor vanishes in its step.
+
+    Shapes:  x [1, length, d_model], any window.
+    Units:   none.
+    Raises:  nothing.
+    Source:  OmniQuant, Sec. 3.3 (LET of queries and keys).
+    Differs: its code gives every channel a factor of its own, which no longer commutes with the rotation; channels j and
+             j + head_dim / 2 share one here, and so do all query heads that read one key head.
+    """
+    have = dict(block.module.named_modules())
+    q, k = (have.get(f"self_attn.{name}_proj") for name in "qk")
+    width = getattr(have.get("self_attn"), "head_dim", None)
+    if q is None or k is None or width is None:
+        return None
+    site = Site("self_attn.q_proj", ("self_attn.k_proj",), "rotary", q.out_features // k.out_features, width)
+    return site if _holds(block, site, x) else None
+
+
 def _norm_sites(have: dict[str, nn.Module]) -> Iterator[Site]:
     for source, targets in NORM_SITES:
         if getattr(have.get(source), "weight", None) is not None and all(t in have for t in targets):
@@ -110,11 +133,24 @@ def _linear_sites(have: dict[str, nn.Module]) -> Iterator[Site]:
 def _holds(block: Block, site: Site, x: Tensor) -> bool:
     """Whether the block's output stays the same, up to rounding, under a random scaling at this site."""
     generator = torch.Generator().manual_seed(0)
-    channels = current(block, {}, site.source if site.kind == "linear" else f"{site.source}.weight").shape[0]
-    s = torch.exp(0.5 * torch.randn(channels, generator=generator)).to(x.device)
+    s = torch.exp(0.5 * torch.randn(channels(block, site), generator=generator)).to(x.device)
     y, y_scaled = block.forward(x), block.forward(x, _as(scale(block, site, s, {}), x.dtype))
     half = x.dtype in (torch.float16, torch.bfloat16)
     return bool((y_scaled - y).float().norm() <= (5e-2 if half else 1e-3) * (y - x).float().norm())
+
+
+def channels(block: Block, site: Site) -> int:
+    """How many factors a site has.
+
+    Shapes:  a count.
+    Units:   none.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+    """
+    if site.kind == "rotary":
+        return block.weight(site.targets[0]).shape[0] // 2
+    return len(block.weight(site.source) if site.kind == "linear" else block.module.get_parameter(f"{site.source}.weight"))
 
 
 def _as(params: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -124,9 +160,9 @@ def _as(params: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 def scale(block: Block, site: Site, s: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
     """Divide what flows through a site by s, and multiply the layers behind it: the block's function stays the same.
 
-    Shapes:  s [channels of the source]; params {name: tensor} edits so far; returns them with this one added.
+    Shapes:  s [channels(block, site)]; params {name: tensor} edits so far; returns them with this one added.
     Units:   no unit.
-    Raises:  ValueError if s is not positive and finite.
+    Raises:  ValueError if s is not positive and finite, or a norm divided by it does not fit its type.
     Source:  SmoothQuant, Eq. 3; AWQ, Eq. 2.
     Differs: nothing is changed in place; a norm's gain is rounded as it will be stored, and the layers are multiplied by
              the factor that it then really divides by, so the identity survives storage.
@@ -134,16 +170,78 @@ def scale(block: Block, site: Site, s: Tensor, params: dict[str, Tensor]) -> dic
     if not (torch.isfinite(s) & (s > 0)).all():
         raise ValueError("a scaling needs finite positive factors; "
                          f"these run from {float(s.min()):.3g} to {float(s.max()):.3g}")
-    out = dict(params)
-    if site.kind == "linear":
-        out[site.source] = current(block, params, site.source) / s[:, None]
-    else:
-        s, out[f"{site.source}.weight"] = _absorb(block, site, s, params)
-    if getattr(block.module.get_submodule(site.source), "bias", None) is not None:
-        out[f"{site.source}.bias"] = current(block, params, f"{site.source}.bias") / s
-    for name in site.targets:
-        out[name] = current(block, out, name) * site.expand(s)
+    out = scaled(block, site, s, params)
+    if not all(torch.isfinite(out[name]).all() for name in out if name.startswith(site.source)):
+        raise ValueError(f"{block.name}.{site.source} divided by factors down to {float(s.min()):.3g} does not fit its type")
     return out
+
+
+def scaled(block: Block, site: Site, s: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`scale` without its checks: differentiable in s, and no number leaves the device.
+
+    Shapes:  as `scale`.
+    Units:   no unit.
+    Raises:  nothing.
+    Source:  as `scale`.
+    Differs: as `scale`.
+    """
+    out, down, up = dict(params), s, site.expand(s)
+    if site.kind == "rotary":
+        pairs = s.reshape(-1, 1, site.head_dim // 2).repeat(1, 2, 1).flatten(1)  # [key heads, head_dim]
+        down, up = pairs.repeat_interleave(site.repeat, 0).flatten(), pairs.flatten()
+    if site.kind in ("linear", "rotary"):
+        out[site.source] = current(block, params, site.source) / down[:, None]
+    else:
+        down, out[f"{site.source}.weight"] = _absorb(block, site, s, params)
+        up = down
+    if _has_bias(block, site.source):
+        out[f"{site.source}.bias"] = current(block, params, f"{site.source}.bias") / down
+    for name in site.targets:
+        W = current(block, out, name)
+        out[name] = W * (up[:, None] if site.kind == "rotary" else up)
+        if site.kind == "rotary" and _has_bias(block, name):
+            out[f"{name}.bias"] = current(block, params, f"{name}.bias") * up
+    return out
+
+
+def shift(block: Block, site: Site, delta: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take delta off what flows through a site, and give it back in the biases of the layers behind it.
+
+    The block's function stays the same, but rounding the layers no longer meets the part of their input that is constant.
+
+    Shapes:  delta [channels(block, site)]; params as in `scale`; returns them with this one added.
+    Units:   those of the input of the layers behind the site, before a scaling.
+    Raises:  ValueError if the site has no biases to keep it (`shiftable`).
+    Source:  OmniQuant, Eq. 3 (LET).
+    Differs: only where biases exist already; the reference adds them to Llama blocks and then never learns them.
+    """
+    if not shiftable(block, site):
+        raise ValueError(f"{block.name}.{site.source} and the layers behind it need biases to absorb a shift; scale only")
+    out = dict(params)
+    out[f"{site.source}.bias"] = current(block, params, f"{site.source}.bias") - delta
+    for name in site.targets:
+        W = current(block, params, name)
+        out[f"{name}.bias"] = current(block, params, f"{name}.bias") + W @ site.expand(delta).to(W.dtype)
+    return out
+
+
+def shiftable(block: Block, site: Site) -> bool:
+    """Whether the source and all layers behind it have biases, so that a shift has where to go.
+
+    A norm passes a shift on, and so does attention, whose weights sum to one; a product with a gate does not.
+
+    Shapes:  none.
+    Units:   none.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+    """
+    passes = site.kind in ("norm", "unit_norm") or site.source.endswith("v_proj")
+    return passes and all(_has_bias(block, name) for name in (site.source, *site.targets))
+
+
+def _has_bias(block: Block, name: str) -> bool:
+    return getattr(block.module.get_submodule(name), "bias", None) is not None
 
 
 def _absorb(block: Block, site: Site, s: Tensor, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -152,8 +250,6 @@ def _absorb(block: Block, site: Site, s: Tensor, params: dict[str, Tensor]) -> t
     name = f"{site.source}.weight"
     weight = current(block, params, name)
     kept = ((weight + one) / s - one).to(_type_of(block, name)).to(weight.dtype)
-    if not torch.isfinite(kept).all():
-        raise ValueError(f"{block.name}.{name} divided by factors down to {float(s.min()):.3g} does not fit its type")
     alive = (kept + one) * (weight + one) > 0  # a gain that would round to nothing keeps its channel as it was
     kept = torch.where(alive, kept, weight)
     return torch.where(alive, (weight + one) / (kept + one), torch.ones_like(s)), kept

@@ -265,3 +265,151 @@ MUTANTS |= {
         "        u = (a - q[-1]) * b\n    return q",
     ],
 }
+
+
+# 04_scaling_and_salient_channels
+
+_SEARCH = """def search(W, H, bits, g):
+    tried = []
+    for k in range(20):
+        f = H.diagonal().sqrt() ** (k / 20)
+        f = f / (f.max() * f.min()).sqrt()
+        E = W - rtn_naive(W * f, bits, g)[1] / f
+        tried.append((float((E @ H * E).sum()), k / 20))
+    error, alpha = min(tried)
+    return alpha, error
+"""
+
+MUTANTS |= {
+    "scaling-1": [
+        "def absorb(gain, W, f):\n    return gain * f, W / f\n",
+        "def absorb(gain, W, f):\n    return gain / f, W\n",
+        "def absorb(gain, W, f):\n    return gain, W * f\n",
+        "def absorb(gain, W, f):\n    return gain, W\n",
+        "def absorb(gain, W, f):\n    return gain / f, W * f[:, None]\n",
+        "def absorb(gain, W, f):\n    return gain.div_(f), W.mul_(f)\n",
+    ],
+    "scaling-2": [
+        # the mean
+        "def share(wanted, repeat, head_dim):\n"
+        "    heads = wanted.reshape(-1, repeat, head_dim)\n"
+        "    v = heads.mean(1)\n"
+        "    return v.flatten(), v[:, None].expand_as(heads).flatten()\n",
+        # neighbouring channels share, not heads
+        "def share(wanted, repeat, head_dim):\n"
+        "    v = wanted.reshape(-1, repeat).amax(1)\n"
+        "    return v, v.repeat_interleave(repeat)\n",
+        # query heads in another order
+        "def share(wanted, repeat, head_dim):\n"
+        "    heads = wanted.reshape(repeat, -1, head_dim)\n"
+        "    v = heads.amax(0)\n"
+        "    return v.flatten(), v[None].expand_as(heads).flatten()\n",
+        # repeated as a whole
+        "def share(wanted, repeat, head_dim):\n"
+        "    v = wanted.reshape(-1, repeat, head_dim).amax(1).flatten()\n"
+        "    return v, v.repeat(repeat)\n",
+        # o keeps what it wanted
+        "def share(wanted, repeat, head_dim):\n"
+        "    return wanted.reshape(-1, repeat, head_dim).amax(1).flatten(), wanted\n",
+        # one factor an input for v, too
+        "def share(wanted, repeat, head_dim):\n    return wanted, wanted\n",
+    ],
+    "scaling-3": [
+        _SEARCH.replace("H.diagonal().sqrt() **", "H.diagonal() **"),
+        _SEARCH.replace("[1] / f", "[1]"),
+        _SEARCH.replace("(E @ H * E).sum()", "(H.diagonal() * E.square()).sum()"),
+        _SEARCH.replace("min(tried)", "max(tried)"),
+        _SEARCH.replace("(E @ H * E).sum()), k / 20", "(E @ H * E).sum()), k"),
+        _SEARCH.replace("return alpha, error", "return error, alpha"),
+        _SEARCH.replace("f = f / (f.max() * f.min()).sqrt()", "f = 1 / f"),
+    ],
+}
+_FLIPS = (
+    "def greedy_flips(w, H, s, z, q_max):\n"
+    "    base = torch.floor(w / s + z)\n"
+    "    low, high = base.clamp(0, q_max), (base + 1).clamp(0, q_max)\n"
+    "    q = (torch.round(w / s) + z).clamp(0, q_max)\n"
+    "    def cost(q):\n"
+    "        e = w - s * (q - z)\n"
+    "        return float(e @ H @ e)\n"
+    "    while True:\n"
+    "        tries = []\n"
+    "        for i in range(len(w)):\n"
+    "            other = q.clone()\n"
+    "            other[i] = low[i] + high[i] - q[i]\n"
+    "            tries.append((cost(other), i, other))\n"
+    "        least, _, other = min(tries, key=lambda t: t[:2])\n"
+    "        if least >= cost(q) - 1e-12:\n"
+    "            return q\n"
+    "        q = other\n"
+)
+MUTANTS |= {
+    "tesseraq-1": [
+        "def scale_and_bias(s, z, k):\n    return s * k, -s * z",  # the zero point keeps the old step
+        "def scale_and_bias(s, z, k):\n    return s * k, s * k * z",  # sign
+        "def scale_and_bias(s, z, k):\n    return s, -s * z",  # no multiplier
+    ],
+    "tesseraq-2": [
+        # hard variables move
+        "def grad_nu(nu, G, s, k, hard):\n    a = torch.sigmoid(nu)\n    h = 1.2 * a - 0.1\n"
+        "    return torch.where((h > 0) & (h < 1), G * s * k * 1.2 * a * (1 - a), 0.0)",
+        # the slope of the plain sigmoid where h is cut off
+        "def grad_nu(nu, G, s, k, hard):\n    a = torch.sigmoid(nu)\n"
+        "    return torch.where(hard, 0.0, G * s * k * 1.2 * a * (1 - a))",
+        # the stretch is forgotten
+        "def grad_nu(nu, G, s, k, hard):\n    a = torch.sigmoid(nu)\n    h = 1.2 * a - 0.1\n"
+        "    return torch.where(~hard & (h > 0) & (h < 1), G * s * k * a * (1 - a), 0.0)",
+        # the multiplier is forgotten
+        "def grad_nu(nu, G, s, k, hard):\n    a = torch.sigmoid(nu)\n    h = 1.2 * a - 0.1\n"
+        "    return torch.where(~hard & (h > 0) & (h < 1), G * s * 1.2 * a * (1 - a), 0.0)",
+    ],
+    "tesseraq-3": [
+        "def greedy_flips(w, H, s, z, q_max):\n    return (torch.round(w / s) + z).clamp(0, q_max)",  # nearest
+        _FLIPS.replace("        q = other\n", "        return other\n"),  # a single flip
+        _FLIPS.replace("torch.round(w / s) + z", "torch.floor(w / s) + z"),  # another start
+        _FLIPS.replace("low[i] + high[i] - q[i]", "(q[i] + 1) % (q_max + 1)"),  # any code
+    ],
+}
+
+# 05_learned_clipping
+
+_HI = (
+    "def slope_of_hi(w, lo, hi, q_max):\n"
+    "    s = (hi - lo) / q_max\n"
+    "    z = round(-lo / s)\n"
+    "    free = torch.round(w / s) + z\n"
+    "    inside = (free >= 0) & (free <= q_max)\n"
+    "    q = free.clamp(0, q_max)\n"
+    "    by_z = -s * (lo / s**2 / q_max)\n"
+    "    return torch.where(inside, (q - z - w / s) / q_max, (q - z) / q_max + by_z)\n"
+)
+_ROWS = (
+    "def row_factors(f, n_query, n_key, head_dim):\n"
+    "    half = f.reshape(n_key, head_dim // 2)\n"
+    "    key = torch.cat([half, half], dim=1)\n"
+    "    return (1 / key).repeat_interleave(n_query // n_key, dim=0).flatten(), key.flatten()\n"
+)
+MUTANTS |= {
+    "clipping-1": [
+        "def rate_for(start, goal, steps):\n    return abs(start - goal) / steps\n",
+        "def rate_for(start, goal, steps):\n"
+        "    return (math.log(goal / (1 - goal)) - math.log(start / (1 - start))) / steps\n",
+        "def rate_for(start, goal, steps):\n    return abs(math.log(start) - math.log(goal)) / steps\n",
+        "def rate_for(start, goal, steps):\n"
+        "    return abs(math.log(start / (1 - start)) - math.log(goal / (1 - goal))) * steps\n",
+    ],
+    "clipping-2": [
+        _HI.replace(" + by_z", ""),  # the zero point stays deaf
+        _HI.replace("(q - z - w / s) / q_max", "(q - z - w / s) / q_max + by_z"),  # heard where it cancels
+        _HI.replace("(q - z - w / s)", "(q - z)"),  # codes held fixed inside
+        _HI.replace("by_z = -s", "by_z = s"),  # sign
+        _HI.replace(" / q_max)\n", ")\n"),  # the step's own slope forgotten in z
+    ],
+    "clipping-3": [
+        _ROWS.replace("torch.cat([half, half], dim=1)", "half.repeat_interleave(2, dim=1)"),  # neighbours paired
+        _ROWS.replace("repeat_interleave(n_query // n_key, dim=0)", "repeat(n_query // n_key, 1)"),  # every second head
+        _ROWS.replace("(1 / key)", "key"),  # queries not divided
+        _ROWS.replace("f.reshape", "torch.ones_like(f).reshape"),  # f not used
+        _ROWS.replace(".repeat_interleave(n_query // n_key, dim=0)", ""),  # one query head a key head
+    ],
+}

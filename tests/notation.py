@@ -24,6 +24,17 @@ NOTATION: dict[str, tuple[str, str]] = {
     "q_max": ("largest code", "integer"),
     "nominal": ("bits of the codes alone", "bits a weight"),
     "honest bits": ("bits of everything that must be stored", "bits a weight"),
+    # scalings
+    "f": ("factor of each channel: its weights are multiplied by it, its inputs divided", "`[d_in]`"),
+    "alpha": ("exponent that makes factors from sizes", "number"),
+    # what is learned
+    "low": ("logit of the share of a group's range that is kept below zero", "`[d_out, n_groups]`"),
+    "high": ("the same above zero", "`[d_out, n_groups]`"),
+    "reach": ("how far a variable can travel: rate × steps", "number"),
+    "base": ("code of the mark below a weight", "`[d_out, n_groups, g]`"),
+    "nu": ("rounding variable of each weight", "`[d_out, n_groups, g]`"),
+    "h": ("share of the way from the mark below to the mark above", "`[d_out, n_groups, g]`"),
+    "k": ("multiplier of the step on dequantization only", "`[d_out, n_groups]`"),
     # packed codes
     "width": ("bits a field: 1, 2, 4 or 8", "integer"),
     "E": ("fields a word, `32 / width`", "integer"),

@@ -16,9 +16,13 @@ import torch
 from torch import Tensor
 
 from lowbit_nb import packing
+from lowbit_nb.clipping import LearnedClip
 from lowbit_nb.feedback import AffineRounder, feedback
 from lowbit_nb.grid import Grid, dequantize, fit, quantize
-from lowbit_nb.hessian import factor
+from lowbit_nb.hessian import factor, gram
+from lowbit_nb.rounding import rectified_sigmoid
+from lowbit_nb.stored import AffineWeight
+from lowbit_nb.transforms import salience, smoothing
 
 PROPS: dict[tuple[str, str], Callable[[Callable], None]] = {}
 
@@ -239,4 +243,267 @@ PROPS |= {
     ("00_start_here", "nearest_naive"): _nearest,
     ("00_start_here", "kl_naive"): _kl,
     ("00_start_here", "perplexity_naive"): _perplexity,
+}
+
+
+# 04_scaling_and_salient_channels
+
+
+def _inputs(n: int, d: int, seed: int) -> Tensor:
+    """Inputs of very different sizes, float64."""
+    g = torch.Generator().manual_seed(seed)
+    X = torch.randn(n, d, generator=g, dtype=torch.float64)
+    return X * torch.exp(torch.randn(d, generator=g, dtype=torch.float64))
+
+
+def _rounds_a_group_as_the_package(fn: Callable) -> None:
+    for d, bits, shift in ((8, 2, 0.0), (5, 3, 2.0), (16, 4, -2.0), (3, 8, 0.0), (4, 2, 0.0)):
+        W = torch.randn(1, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64) + shift
+        W = torch.zeros_like(W) if d == 4 else W
+        grid = Grid(bits, scale_dtype="float32")
+        q, w_hat = fn(W[0], bits)
+        s, z = fit(W, grid)
+        assert torch.equal(q.to(torch.uint8), quantize(W, s, z, grid)[0])
+        assert torch.allclose(w_hat, dequantize(q.to(torch.uint8)[None], s, z, grid)[0].double(), atol=1e-5)
+
+
+def _rounds_a_layer_as_the_package(fn: Callable) -> None:
+    for seed, (bits, g, shape) in enumerate([(2, 8, (3, 32)), (3, 16, (5, 16)), (4, 4, (2, 12))]):
+        W = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        grid = Grid(bits, g, scale_dtype="float32")
+        s, z = fit(W, grid)
+        q, W_hat = fn(W, bits, g)
+        assert torch.equal(q.to(torch.uint8), quantize(W, s, z, grid))
+        assert torch.allclose(W_hat, dequantize(q.to(torch.uint8), s, z, grid).double(), atol=1e-5)
+
+
+def _smooths_as_the_package(fn: Callable) -> None:
+    for seed, alpha in enumerate((0.0, 0.3, 0.5, 1.0)):
+        X, W = _inputs(20, 6, seed), _inputs(5, 6, seed + 10)
+        f = fn(X, W, alpha)
+        assert torch.allclose(f, smoothing(X.abs().amax(0), W.abs().amax(0), alpha))
+
+
+def _one_channel_kept(fn: Callable) -> None:
+    X, W, W_hat = _inputs(30, 7, 0), _inputs(4, 7, 1), _inputs(4, 7, 2)
+    for i, left in enumerate(fn(X, W, W_hat)):
+        kept = W_hat.clone()
+        kept[:, i] = W[:, i]
+        assert abs(left - float(((X @ W.T) - (X @ kept.T)).square().mean())) < 1e-9 * max(1, left)
+
+
+def _searches_as_awq(fn: Callable) -> None:
+    for bits, g, seed in ((2, 8, 0), (3, 16, 1), (4, 4, 2)):
+        X, W = _inputs(60, 16, seed), torch.randn(4, 16, generator=torch.Generator().manual_seed(seed)).double()
+        alpha, losses = fn(X, W, bits, g)
+        H = X.T @ X / len(X)
+        assert len(losses) == 20 and alpha == losses.index(min(losses)) / 20
+        for k, loss in enumerate(losses):
+            f = salience(H.diagonal().sqrt(), k / 20)
+            E = W - AffineWeight.nearest(W * f, Grid(bits, g, scale_dtype="float32")).dequantize() / f
+            assert abs(loss * len(W) / float((E @ H * E).sum()) - 1) < 1e-4
+
+
+def _clips_as_the_package(fn: Callable) -> None:
+    for bits, seed in itertools.product((2, 3), range(4)):
+        X, W = _inputs(50, 16, seed), torch.randn(1, 16, generator=torch.Generator().manual_seed(seed)).double()
+        loss, shrink, q = fn(W[0], X, bits)
+        assert 0.2 <= shrink <= 1 and int(q.min()) >= 0 and int(q.max()) < 2**bits
+        H = X.T @ X / len(X)
+        E = W - AffineWeight.nearest(W, Grid(bits, scale_dtype="float32"), "mse", gram(H.float(), 16)).dequantize()
+        assert abs(loss / float((E @ H * E).sum()) - 1) < 1e-3
+
+
+PROPS |= {
+    ("04_scaling_and_salient_channels", "round_naive"): _rounds_a_group_as_the_package,
+    ("04_scaling_and_salient_channels", "rtn_naive"): _rounds_a_layer_as_the_package,
+    ("04_scaling_and_salient_channels", "smoothing_naive"): _smooths_as_the_package,
+    ("04_scaling_and_salient_channels", "salience_naive"): _one_channel_kept,
+    ("04_scaling_and_salient_channels", "search_naive"): _searches_as_awq,
+    ("04_scaling_and_salient_channels", "clip_naive"): _clips_as_the_package,
+}
+
+
+def _all_roundings(fn: Callable) -> None:
+    """Every choice between the two marks, once, and nearest rounding among them."""
+    generator = torch.Generator().manual_seed(0)
+    for d, bits, shrink in [(1, 2, 1.0), (4, 2, 0.6), (6, 3, 0.8)]:
+        grid = Grid(bits, scale_dtype="float32")
+        W = torch.randn(1, d, generator=generator)
+        s, z = fit(shrink * W, grid)
+        got = fn(W[0], s[0], z[0], grid.q_max)
+        base = torch.floor(W[0] / s[0] + z[0])
+        assert got.shape == (2**d, d) and got.min() >= 0 and got.max() <= grid.q_max
+        assert ((got == base.clamp(0, grid.q_max)) | (got == (base + 1).clamp(0, grid.q_max))).all()
+        assert (got == quantize(W, s, z, grid)[0]).all(1).any()
+
+
+def _output_error(fn: Callable) -> None:
+    generator = torch.Generator().manual_seed(0)
+    X, w = torch.randn(50, 6, generator=generator), torch.randn(6, generator=generator)
+    q = torch.randint(0, 4, (5, 6), generator=generator)
+    want = ((w - 0.5 * (q - 1.0)) @ X.T).square().mean(1)
+    assert torch.allclose(fn(q, w, X.T @ X / 50, 0.5, 1.0), want, atol=1e-4)
+    assert torch.allclose(fn(q[2], w, X.T @ X / 50, 0.5, 1.0), want[2], atol=1e-4)
+
+
+def _slides(fn: Callable) -> None:
+    nu = torch.linspace(-6, 6, 101, dtype=torch.float64)
+    assert torch.allclose(fn(nu), rectified_sigmoid(nu), atol=1e-12) and fn(nu)[0] == 0 and fn(nu)[-1] == 1
+
+
+def _starts(fn: Callable) -> None:
+    f = torch.tensor([0.0, 1e-7, 0.25, 0.5, 0.75, 1 - 1e-7], dtype=torch.float64)
+    assert torch.isfinite(fn(f)).all() and torch.allclose(rectified_sigmoid(fn(f)), f, atol=1e-12)
+
+
+def _penalises(fn: Callable) -> None:
+    """Nothing at the ends, one in the middle, and flatter for a larger beta."""
+    assert fn(torch.tensor([0.0, 1.0]), 3) == 0 and fn(torch.tensor([0.5, 0.5]), 2) == 2
+    assert fn(torch.tensor([0.9]), 20) > fn(torch.tensor([0.9]), 2)
+
+
+def _hardens(fn: Callable) -> None:
+    """Exactly as many as asked for, the most decided, and none is taken back."""
+    nu = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    hard = torch.zeros(5, 8, dtype=torch.bool)
+    for n in (0, 3, 20, 20, 40):
+        now = fn(nu, hard, n)
+        score = (rectified_sigmoid(nu) - 0.5).abs()
+        assert int(now.sum()) == n and not (hard & ~now).any()
+        assert n in (0, 40) or score[now].min() >= score[~now].max()
+        hard = now
+
+
+def _learns_roundings(fn: Callable) -> None:
+    """Neighbours of the weight only; without steps the nearest; with them less error than nearest."""
+    generator = torch.Generator().manual_seed(0)
+    grid = Grid(2, scale_dtype="float32")
+    W, X = torch.randn(6, 16, generator=generator), torch.randn(200, 16, generator=generator)
+    X = X + X[:, :1]
+    H, (s, z) = X.T @ X / 200, fit(0.7 * W, grid)
+    near = quantize(W, s, z, grid)
+    q, k, masks = fn(W, s, z, H, 3, (0.0,), 0, 0.02, 0.002)
+    assert torch.equal(q, near.float()) and torch.equal(k, torch.ones_like(k)) and masks[-1].all()
+    q, k, masks = fn(W, s, z, H, 3, (0.8, 0.5, 0.2, 0.1), 20, 0.02, 0.002)
+    base = torch.floor(W / s + z)
+    assert ((q == base.clamp(0, 3)) | (q == (base + 1).clamp(0, 3))).all()
+    assert [int(m.sum()) for m in masks] == [max(int(masks[0].sum()), round((1 - r) * 96)) for r in (0.8, 0.5, 0.2, 0.1)]
+
+    def error(q: Tensor, s: Tensor) -> float:
+        E = W - s * (q - z)
+        return float((E @ H * E).sum())
+
+    assert error(q, s * k) < 0.9 * error(near.float(), s)
+
+
+PROPS |= {
+    ("06_tesseraq", "roundings_naive"): _all_roundings,
+    ("06_tesseraq", "cost_naive"): _output_error,
+    ("06_tesseraq", "h_naive"): _slides,
+    ("06_tesseraq", "start_naive"): _starts,
+    ("06_tesseraq", "penalty_naive"): _penalises,
+    ("06_tesseraq", "harden_naive"): _hardens,
+    ("06_tesseraq", "par_naive"): _learns_roundings,
+}
+
+
+# 05_learned_clipping
+
+
+def _rulers(seed: int, n: int = 20) -> list[tuple[Tensor, float, int, int]]:
+    """Weights of one group with a step, a zero point and the largest code."""
+    draw, g = random.Random(seed), torch.Generator().manual_seed(seed)
+    return [(torch.randn(draw.randint(2, 30), generator=g, dtype=torch.float64), draw.uniform(0.2, 1.2),
+             draw.randint(0, q_max), q_max) for q_max in (1, 3, 7) for _ in range(n)]
+
+
+def _codes_are_the_grids(fn: Callable) -> None:
+    for w, s, z, q_max in _rulers(0):
+        q, inside = fn(w, s, z, q_max)
+        bits = q_max.bit_length()
+        step, zero = (torch.tensor([[x]], dtype=torch.float64) for x in (s, z))
+        assert torch.equal(q[None].to(torch.uint8), quantize(w[None], step, zero, Grid(bits)))
+        assert torch.equal(inside, (torch.round(w / s) + z - q).abs() < 0.5)
+
+
+def _slope_is_autograds(fn: Callable) -> None:
+    for w, s, z, q_max in _rulers(1):
+        step = torch.tensor(s, dtype=torch.float64, requires_grad=True)
+        t = w / step
+        w_hat = step * ((t + (t.round() - t).detach() + z).clamp(0, q_max) - z)
+        want = torch.stack([torch.autograd.grad(x, step, retain_graph=True)[0] for x in w_hat])
+        assert torch.allclose(fn(w, s, z, q_max), want, atol=1e-12)
+
+
+def _shares_of_the_range(fn: Callable) -> None:
+    for seed in range(10):
+        w = torch.randn(16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        low, high = torch.tensor([40.0, 40.0], dtype=torch.float64)
+        s, z, lo, hi = fn(w, low, high, 3)
+        step, zero = fit(w[None], Grid(2, scale_dtype="float32"))
+        assert abs(float(s - step)) < 1e-6 and int(z) == int(zero)
+        s_half, _, lo_half, hi_half = fn(w, 0 * low, 0 * high, 3)
+        assert torch.allclose(torch.stack([2 * s_half, 2 * lo_half, 2 * hi_half]), torch.stack([s, lo, hi]))
+
+
+def _pushes_like_the_package(fn: Callable) -> None:
+    for seed in range(10):
+        g = torch.Generator().manual_seed(seed)
+        w, G = torch.randn(2, 24, generator=g)
+        ends = LearnedClip(w[None], Grid(3), 0.8)
+        (ends.weight() * G).sum().backward()
+        got = fn(w.double(), G.double(), ends.low.detach()[0, 0].double(), ends.high.detach()[0, 0].double(), 7)
+        assert abs(float(got[0] - ends.low.grad)) < 1e-4 and abs(float(got[1] - ends.high.grad)) < 1e-4
+
+
+def _steps_like_adam(fn: Callable) -> None:
+    p = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    optimiser, mine, memory = torch.optim.Adam([p], lr=0.05), p.detach().clone(), {"t": 0, "m": 0.0, "v": 0.0}
+    for slope in (1.0, -0.2, 1e-3, 0.0, 5.0):
+        p.grad = torch.tensor(slope, dtype=torch.float64)
+        optimiser.step()
+        mine = fn(mine, p.grad.clone(), memory, 0.05)
+        assert abs(float(mine - p.detach())) < 1e-9
+
+
+def _learns_ends(fn: Callable) -> None:
+    """The first loss is that of nearest rounding; a moderate reach gains; the ends move no farther than they can."""
+    for seed, g in ((0, 8), (1, 16)):
+        generator = torch.Generator().manual_seed(seed)
+        W = torch.randn(2, 16, generator=generator, dtype=torch.float64)
+        story = fn(W, torch.eye(16, dtype=torch.float64), g, 3, 40.0, 0.1, 3)
+        s, z = fit(W, Grid(2, g, scale_dtype="float32"))
+        W_hat = dequantize(quantize(W, s.double(), z.double(), Grid(2, g)), s, z, Grid(2, g)).double()
+        assert len(story) == 3 and abs(float(story[0][0] - (W - W_hat).square().sum())) < 1e-4
+        ends = fn(W, torch.eye(16, dtype=torch.float64), g, 3, 4.0, 0.1, 3)[-1][1]
+        assert ends.shape == (32 // g, 2) and (ends - 4).abs().max() < 0.31
+
+
+def _lays_whole_rulers(fn: Callable) -> None:
+    for seed, g in ((0, 4), (1, 8), (2, 16)):
+        W = torch.randn(3, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        s, z = fit(W, Grid(2, g, scale_dtype="float32"))
+        assert (fn(W, g, 3) != quantize(W, s.double(), z.double(), Grid(2, g))).float().mean() < 0.05
+
+
+def _turns_pairs(fn: Callable) -> None:
+    """Lengths of pairs stay; a product depends on the distance alone; position 0 changes nothing."""
+    for seed, d in ((0, 2), (1, 4), (2, 8)):
+        q, k = torch.randn(2, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        assert torch.equal(fn(q, 0), q)
+        turned = fn(q, 3)
+        assert torch.allclose(turned[: d // 2] ** 2 + turned[d // 2 :] ** 2, q[: d // 2] ** 2 + q[d // 2 :] ** 2)
+        assert abs(float(fn(q, 3) @ fn(k, 7) - fn(q, 10) @ fn(k, 14))) < 1e-9
+
+
+PROPS |= {
+    ("05_learned_clipping", "code_naive"): _codes_are_the_grids,
+    ("05_learned_clipping", "slope_naive"): _slope_is_autograds,
+    ("05_learned_clipping", "ruler_naive"): _shares_of_the_range,
+    ("05_learned_clipping", "push_naive"): _pushes_like_the_package,
+    ("05_learned_clipping", "adam_naive"): _steps_like_adam,
+    ("05_learned_clipping", "learn_naive"): _learns_ends,
+    ("05_learned_clipping", "codes_naive"): _lays_whole_rulers,
+    ("05_learned_clipping", "rotate_naive"): _turns_pairs,
 }

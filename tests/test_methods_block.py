@@ -64,7 +64,7 @@ def test_the_chosen_scale_is_never_worse_than_none(kind: str) -> None:
     """By AWQ's own measure, for every site: the rounded layers' output error against that at ratio 0."""
     block, X = entrance(kind)
     H = metrics(block, X)
-    params, _ = AWQ(GRID).start(block, X, None, Phases())
+    params, _ = AWQ(GRID).begin(block, X, None, Phases())
     better = 0
     for i, site in enumerate(sites(block, X[:1])):
         name = site.targets[0]
@@ -121,7 +121,7 @@ def test_the_gram_clip_looks_at_correlations() -> None:
 
 def test_the_clip_is_searched_on_the_inputs_that_flow_after_scaling() -> None:
     block, X = entrance()
-    params, rulers = AWQ(GRID).start(block, X, None, Phases())
+    params, rulers = AWQ(GRID).begin(block, X, None, Phases())
     shared = block.shared_inputs(X[:1])
     scaled = block.hessians(X, shared, {n: t.float() for n, t in params.items()})
     agree = []
@@ -279,7 +279,7 @@ def test_every_architecture_goes_through(kind: str) -> None:
 def test_integers_are_marks_beside_the_weight_on_the_starts_ruler() -> None:
     block, X = entrance()
     start = AWQ(GRID)
-    params, rulers = start.start(block, X, None, Phases())
+    params, rulers = start.begin(block, X, None, Phases())
     result = TesseraQ(start, SHORT, reach=0.2 * SHORT.steps).quantize_block(block, lb.blocks.Streams(X.clone(), X.clone()))
     moved = 0
     for name, w in result.weights.items():
@@ -296,7 +296,7 @@ def test_integers_are_marks_beside_the_weight_on_the_starts_ruler() -> None:
 
 def test_scale_tuning_can_be_left_out() -> None:
     block, X = entrance()
-    _, rulers = AWQ(GRID).start(block, X, None, Phases())
+    _, rulers = AWQ(GRID).begin(block, X, None, Phases())
     fixed = TesseraQ(AWQ(GRID), SHORT, tune_scale=False).quantize_block(block, lb.blocks.Streams(X.clone(), X.clone()))
     assert all(torch.equal(w.s.float(), rulers[n][0]) for n, w in fixed.weights.items())
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowbit_nb import grid as grids
 from lowbit_nb import packing
-from lowbit_nb.clipping import LearnedClip
+from lowbit_nb.clipping import LearnedClip, _round_through
 from lowbit_nb.grid import Grid
 from lowbit_nb.rounding import (
     DECIDED,
@@ -111,6 +111,30 @@ def test_dead_variables_are_those_with_one_code(grid: Grid) -> None:
     assert (p.codes()[p.dead] == below[p.dead]).all()
     assert not (p.codes() != p.nearest)[p.dead].any()  # never counted as flips
     assert p.soft_fraction() == pytest.approx(1 - float(p.dead.float().mean()))  # they count as hard
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 7, 8])
+@pytest.mark.parametrize("cut", [0.02, 0.5, 1.0])
+def test_marks_are_kept_in_a_byte_and_lose_nothing(bits: int, cut: float) -> None:
+    """Far outside the ruler a mark is only known to be outside; everything that depends on it stays the same."""
+    grid = Grid(bits, 16)
+    p, W = soft(grid, keep=cut)
+    t = (grids.grouped(W, grid) / p.s + p.z).floor()
+    assert p.base.element_size() == 1 if bits < 7 else p.base.element_size() <= 2  # 127 + 1 and 255 do not fit into int8
+    assert torch.equal(p.base.float(), t.clamp(-1, grid.q_max)) and (cut == 1 or float(t.abs().max()) > grid.q_max)
+    h = rectified_sigmoid(p.nu.detach())
+    want = ((t + h).clamp(0, grid.q_max) - p.z) * p.s
+    assert torch.allclose(p.weight().detach().reshape(want.shape), want, atol=1e-6 * float(want.abs().max()))
+    assert torch.equal(p.codes().float(), (t + (p.nu > 0)).clamp(0, grid.q_max))
+    assert torch.equal(p.dead, (t < 0) | (t >= grid.q_max))
+
+
+def test_dead_is_read_from_the_marks_and_not_kept() -> None:
+    p, _ = soft()
+    kept = p.hard.clone()
+    assert p.hard is not p.dead
+    p.harden(0.3)
+    assert torch.equal(p.dead, kept) and (p.hard & ~p.dead).any()
 
 
 # --- hardening ------------------------------------------------------------------------------------------------------
@@ -249,6 +273,28 @@ def test_scaling_the_weight_scales_the_step_and_not_the_integers() -> None:
     other = SoftRounding(4 * W, 4 * p.s[..., 0], p.z[..., 0], p.grid)
     assert torch.equal(other.finish().q, p.finish().q)
     assert torch.equal(other.finish().s, 4 * p.finish().s)
+
+
+def test_rows_in_another_order_are_the_same_rows() -> None:
+    """One layer by itself, learned row by row: permuted rows give permuted integers, steps and zero points."""
+    draw = torch.Generator().manual_seed(3)
+    grid, perm = Grid(2, 16), torch.randperm(8, generator=draw)
+    W, X = torch.randn(8, 64, generator=draw), torch.randn(100, 64, generator=draw)
+    s, z = grids.fit(W, grid, "mse")
+    results = []
+    for order in (torch.arange(8), perm):
+        p = SoftRounding(W[order], s[order], z[order], grid)
+        for share in (0.6, 0.2):
+            p.harden(share)
+            optimiser = torch.optim.Adam(p.parameters(), lr=5e-2)
+            for _ in range(10):
+                optimiser.zero_grad()
+                (X @ (p.weight() - W[order]).T).square().mean(0).sum().backward()
+                optimiser.step()
+        results.append((p.finish(), p.flips()))
+    (a, flips), (b, _) = results
+    assert torch.equal(a.q[perm], b.q) and torch.equal(a.s[perm], b.s) and torch.equal(a.zero[perm], b.zero)
+    assert flips > 0.02
 
 
 def test_small_steps_are_kept() -> None:
@@ -445,6 +491,25 @@ def test_gradient_is_that_of_the_step_alone() -> None:
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("c", [-30.0, -4.0, 0.0, 30.0])
+def test_a_learned_ruler_is_a_ruler_wherever_its_ends_go(c: float) -> None:
+    """The upper end stays above the lower one and the step above nothing; no gradient passes through z."""
+    p = LearnedClip(torch.randn(6, 32), Grid(2, 16))
+    with torch.no_grad():
+        p.low.fill_(c)
+        p.high.fill_(-c)
+    s, z = p._ruler(None)
+    assert (s >= 1e-6).all() and torch.isfinite(s).all() and not z.requires_grad and s.requires_grad
+    assert ((z >= 0) & (z <= 3) & (z == z.round())).all()
+    assert torch.isfinite(p.weight()).all() and torch.isfinite(p.finish().dequantize()).all()
+
+
+def test_rounding_passes_the_gradient_of_its_argument() -> None:
+    x = torch.tensor([-1.5, -0.2, 0.5, 2.7]).requires_grad_()
+    y = _round_through(x)
+    assert torch.equal(y.detach(), x.detach().round()) and torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.ones(4))
+
+
 @pytest.mark.parametrize("shift", [-3.0, 0.0, 3.0])
 def test_zero_stays_inside_the_ruler(shift: float) -> None:
     W = torch.randn(6, 32) * 0.3 + shift
@@ -489,3 +554,67 @@ def test_learning_the_clip_lowers_the_error_at_two_bits() -> None:
         (p.weight() - W).square().mean().backward()
         optimiser.step()
     assert float((p.finish().dequantize() - W).square().mean()) < 0.8 * start
+
+
+@pytest.mark.parametrize("clip", ["minmax", "mse"])
+@pytest.mark.parametrize("grid", [Grid(2, 16), Grid(3, 32), Grid(4), Grid(8, 16), Grid(2, 16, scale_dtype="float32")], ids=str)
+def test_a_learned_clip_that_begins_at_a_ruler_reproduces_it(grid: Grid, clip: str) -> None:
+    """One-signed groups, rulers that reach beyond the weights and rulers that end at zero among them."""
+    W = torch.randn(32, 64) * torch.logspace(-2, 1, 32)[:, None]
+    W[:4] = W[:4].abs()
+    W[4:8] = -W[4:8].abs()
+    W[8, :16] = 0
+    s, z = grids.fit(W, grid, clip)
+    assert (z == 0).any() and (z == grid.q_max).any()
+    w = LearnedClip(W, grid, (s, z)).finish()
+    assert torch.equal(w.zero.float(), z)
+    assert torch.allclose(w.s.float(), s, rtol=1e-5) if grid.scale_dtype == "float32" else torch.equal(w.s.float(), s)
+    assert float((w.q != grids.quantize(W, s, z, grid)).float().mean()) < 1e-3 * (grid.scale_dtype == "float32") + 1e-9
+
+
+def test_a_learned_clip_that_begins_at_a_ruler_can_learn() -> None:
+    """Both ends move from there: the shares must not sit where the sigmoid is flat."""
+    W = torch.randn(16, 64)
+    p = LearnedClip(W, Grid(2, 16), grids.fit(W, Grid(2, 16)))
+    start = float((p.finish().dequantize() - W).square().mean())
+    optimiser = torch.optim.Adam(ends(p), lr=0.05)
+    for _ in range(80):
+        optimiser.zero_grad()
+        (p.weight() - W).square().mean().backward()
+        optimiser.step()
+    assert float((p.finish().dequantize() - W).square().mean()) < 0.9 * start
+
+
+def test_a_transformed_weight_takes_its_ruler_along() -> None:
+    """The shares belong to the range: rows scaled give rows scaled, columns scaled another range."""
+    W, grid = torch.randn(8, 64), Grid(3, 16, scale_dtype="float32")
+    for start in (0.8, grids.fit(W, grid, "mse")):
+        p = LearnedClip(W, grid, start)
+        own = p.finish()
+        assert torch.equal(p.finish(W).q, own.q) and torch.allclose(p.finish(W).s, own.s, rtol=1e-6)
+        assert torch.equal(p.weight(W), p.weight())
+        rows = 2.0 ** torch.randint(-3, 4, (8, 1))
+        other = p.finish(rows * W)
+        assert torch.equal(other.q, own.q) and torch.allclose(other.s, rows * own.s, rtol=1e-6)
+        columns = W * torch.logspace(-1, 1, 64)
+        other = p.finish(columns)
+        assert torch.equal(other.q, grids.quantize(columns, other.s, other.zero, grid)) and (other.q != own.q).any()
+        assert torch.allclose(p.weight(columns).detach(), other.dequantize(), atol=1e-5)
+    assert torch.allclose(LearnedClip(columns, grid, 0.8).finish().s, LearnedClip(W, grid, 0.8).finish(columns).s, rtol=1e-5)
+
+
+def test_the_weight_of_a_transform_gets_its_gradient_straight_through() -> None:
+    """Inside the ruler the rounded weight follows W one to one, apart from the two ends that make the ruler."""
+    W = torch.randn(4, 32).requires_grad_()
+    p = LearnedClip(torch.randn(4, 32), Grid(3, 16), 0.9)
+    s, z = (t.detach() for t in p._ruler(W))
+    G = torch.randn(4, 32)
+    grad = torch.autograd.grad((p.weight(W) * G).sum(), W)[0]
+    codes = (grids.grouped(W.detach(), p.grid) / s[..., None]).round() + z[..., None]
+    middle = ((codes >= 0) & (codes <= 7)).reshape(4, 32)
+    for end in (grids.grouped(W.detach(), p.grid).argmin(-1), grids.grouped(W.detach(), p.grid).argmax(-1)):
+        middle.reshape(4, 2, 16).scatter_(-1, end[..., None], False)
+    assert middle.float().mean() > 0.7 and torch.allclose(grad[middle], G[middle], atol=1e-5)
+    assert torch.autograd.grad((p.weight(W) * G).sum(), W)[0][~middle].ne(G[~middle]).any()
+    soft_one, _ = soft()
+    assert torch.equal(soft_one.weight(W), soft_one.weight()) and torch.equal(soft_one.finish(W).q, soft_one.finish().q)

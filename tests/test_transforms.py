@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowbit_nb.blocks import Block, catch
-from lowbit_nb.transforms import Site, current, norms, salience, scale, sites, smoothing
+from lowbit_nb.transforms import (
+    Site,
+    channels,
+    current,
+    norms,
+    query_key_site,
+    salience,
+    scale,
+    scaled,
+    sites,
+    smoothing,
+)
 from tests import tiny
 
 NORMS_LLAMA = ["input_layernorm", "post_attention_layernorm"]
@@ -132,6 +143,33 @@ def test_a_gain_too_small_to_store_does_not_lose_its_channel(dtype: torch.dtype)
 def test_the_sites_do_not_depend_on_the_number_type(kind: str, dtype: torch.dtype) -> None:
     blocks, X = catch(tiny.model(kind, dtype=dtype), tiny.windows(2, 12).ids)
     assert [[s.source for s in sites(b, X[:1])] for b in blocks[:2]] == [EXPECTED[kind]] * 2
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "opt"])
+def test_scaled_is_scale_without_the_checks(kind: str) -> None:
+    block, X = entrance(kind)
+    for site in [*sites(block, X[:1]), query_key_site(block, X[:1])]:
+        s = torch.exp(0.5 * torch.randn(channels(block, site), dtype=torch.float64))
+        checked, plain = scale(block, site, s, {}), scaled(block, site, s, {})
+        assert checked.keys() == plain.keys() and all(torch.equal(checked[n], t) for n, t in plain.items())
+        made = scaled(block, site, s.requires_grad_(), {})
+        assert all(t.requires_grad for t in made.values())
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_how_many_factors_a_site_has(kind: str) -> None:
+    block, X = entrance(kind)
+    for site in sites(block, X[:1]):
+        assert site.expand(torch.ones(channels(block, site))).shape == (block.weight(site.targets[0]).shape[1],)
+        assert channels(block, site) == len(factors(block, site))
+
+
+def test_a_norm_divided_by_too_little_is_refused() -> None:
+    block, X = entrance("llama")
+    site = sites(block, X[:1])[0]
+    with pytest.raises(ValueError, match=r"input_layernorm divided by factors down to 1e-06 does not fit its type"):
+        scale(block, site, torch.full((tiny.WIDTH,), 1e-6), {})
+    assert not torch.isfinite(scaled(block, site, torch.full((tiny.WIDTH,), 1e-6), {})["input_layernorm.weight"]).all()
 
 
 def test_half_a_transform_does_change_the_function() -> None:

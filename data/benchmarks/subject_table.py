@@ -1,6 +1,9 @@
-"""Every method on the bundled subject: perplexity, KL and top-1 on held-out text, three calibration seeds, as JSON.
+"""Every method on the bundled subject: perplexity, KL and top-1 on held-out text, as JSON.
 
     python data/benchmarks/subject_table.py --out data/benchmarks/subject_h200.json
+    python data/benchmarks/subject_table.py --out data/benchmarks/subject_h200.json --only TesseraQ --calibration 512 --seeds 1
+
+Rows of an earlier run stay in the file unless this run makes them again; every row names its run.
 """
 
 from __future__ import annotations
@@ -8,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +23,7 @@ import lowbit_nb as lb
 
 GRIDS = [lb.Grid(b, group=g) for b, g in ((4, 64), (3, 64), (2, 32), (2, 64), (2, 128))]
 W2G64 = lb.Grid(2, group=64)
+MAIN = [W2G64, lb.Grid(2, group=128), lb.Grid(3, group=64)]
 METHODS = {
     "RTN": [lb.RTN(grid) for grid in GRIDS],
     "RTN, range searched": [lb.RTN(grid, clip="mse") for grid in GRIDS],
@@ -31,49 +37,63 @@ METHODS = {
     "GPTQ, range not searched": [lb.GPTQ(W2G64, clip="minmax")],
     "GPTQ, damp 0.1": [lb.GPTQ(W2G64, damp=0.1)],
     "GPTQ, shrink 0.1": [lb.GPTQ(W2G64, shrink=0.1)],
-    "AWQ": [lb.AWQ(grid) for grid in GRIDS],
+    "AWQ": [lb.AWQ(grid) for grid in GRIDS[1:]],
     "AWQ, clip only": [lb.AWQ(W2G64, scaling=False)],
-    "OmniQuant, fast": [lb.OmniQuant(W2G64)],
-    "TesseraQ from AWQ, fast": [lb.TesseraQ(lb.AWQ(grid)) for grid in (W2G64, lb.Grid(3, group=64), lb.Grid(2, group=128))],
-    "TesseraQ from AWQ's clip, fast": [lb.TesseraQ(lb.AWQ(W2G64, scaling=False))],
-    "TesseraQ from OmniQuant, fast": [lb.TesseraQ(lb.OmniQuant(W2G64))],
-    "TesseraQ from AWQ's clip, fast, reach 0.5": [lb.TesseraQ(lb.AWQ(W2G64, scaling=False), reach=0.5)],
+    "OmniQuant, fast": [lb.OmniQuant(grid) for grid in MAIN],
+    "OmniQuant, fast, from AWQ's clip": [lb.OmniQuant(W2G64, start=lb.AWQ(W2G64, scaling=False))],
+    "OmniQuant, fast, learned scaling": [lb.OmniQuant(W2G64, scaling=True)],
+    "TesseraQ, fast": [lb.TesseraQ(lb.AWQ(grid, scaling=False)) for grid in MAIN],
+    "TesseraQ, fast, AWQ scaling too": [lb.TesseraQ(lb.AWQ(W2G64))],
+    "TesseraQ, fast, from OmniQuant": [lb.TesseraQ(lb.OmniQuant(W2G64))],
+    "TesseraQ, fast, step not tuned": [lb.TesseraQ(lb.AWQ(W2G64, scaling=False), tune_scale=False)],
+    "TesseraQ, fast, the paper's rate": [lb.TesseraQ(lb.AWQ(W2G64, scaling=False), reach=0.05)],
+    "TesseraQ, paper": [lb.TesseraQ(lb.AWQ(W2G64, scaling=False), budget="paper")],
 }
 
 
-def rows(subject: lb.Subject, held_out: lb.text.Windows, seeds: range, only: str, n: int) -> list[dict]:
+def rows(subject: lb.Subject, held_out: lb.text.Windows, a: argparse.Namespace, run: int) -> Iterator[dict]:
     """One row a method, grid and seed; a method that looks at weights only has one seed."""
-    out = []
     for name, methods in METHODS.items():
-        for method in methods if only in name else []:
-            for seed in seeds if method.streams else [None]:
-                text = lb.text.calibration(subject.tokenizer, n, 256, seed=seed) if method.streams else None
-                run = lb.quantize(subject, method, text, progress=False)
-                score = lb.evaluate.compare(subject, run.apply(subject), held_out)
+        for method in methods if re.search(a.only, name) else []:
+            for seed in range(a.seeds) if method.streams else [None]:
+                text = lb.text.calibration(subject.tokenizer, a.calibration, 256, seed=seed) if method.streams else None
+                result = lb.quantize(subject, method, text, progress=False, batch=a.batch)
+                score = lb.evaluate.compare(subject, result.apply(subject), held_out)
                 grid = getattr(method, "grid", None) or method.start.grid
-                out.append({"method": name, "bits": grid.bits, "group": grid.group, "seed": seed, "calibration": n,
-                            "bits_per_weight": run.bits().per_weight, "seconds": round(run.seconds, 2)} | asdict(score))
-                print(out[-1], flush=True)
-    return out
+                yield {"method": name, "bits": grid.bits, "group": grid.group, "seed": seed,
+                       "calibration": a.calibration if text else None, "bits_per_weight": result.bits().per_weight,
+                       "seconds": round(result.seconds, 2), "run": run} | asdict(score)
+
+
+def key(row: dict) -> tuple:
+    return tuple(row[name] for name in ("method", "bits", "group", "seed", "calibration"))
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--out", required=True)
+    p.add_argument("--out", required=True, type=Path)
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--windows", type=int, default=256, help="held-out windows")
     p.add_argument("--calibration", type=int, default=64, help="calibration windows")
-    p.add_argument("--only", default="", help="only methods whose name contains this")
+    p.add_argument("--batch", type=int, default=4, help="windows at once outside learning")
+    p.add_argument("--only", default="", help="only methods whose name matches this expression")
+    p.add_argument("--note", default="", help="kept with the run: what a reader should know about its seconds")
     a = p.parse_args()
     print(lb.setup())
     subject = lb.load()
     held_out = lb.text.evaluation(subject.tokenizer, n=a.windows)
+    table = json.loads(a.out.read_text()) if a.out.exists() else {
+        "what": "the bundled subject, weights only", "evaluation": held_out.protocol,
+        "original_perplexity": lb.evaluate.perplexity(subject, held_out), "runs": [], "rows": []}
+    if table["evaluation"] != held_out.protocol:
+        raise SystemExit(f"{a.out} was measured on other text ({table['evaluation']}); give another --out")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
-    head = {"what": "the bundled subject, weights only", "device": device, "torch": torch.__version__,
-            "python": platform.python_version(), "command": "python " + " ".join(sys.argv), "evaluation": held_out.protocol,
-            "original_perplexity": lb.evaluate.perplexity(subject, held_out)}
-    head["rows"] = rows(subject, held_out, range(a.seeds), a.only, a.calibration)
-    Path(a.out).write_text(json.dumps(head, indent=1) + "\n")
+    table["runs"].append({"device": device, "torch": torch.__version__, "python": platform.python_version(),
+                          "command": "python " + " ".join(sys.argv), "note": a.note})
+    for row in rows(subject, held_out, a, len(table["runs"]) - 1):
+        print(row, flush=True)
+        table["rows"] = [old for old in table["rows"] if key(old) != key(row)] + [row]
+        a.out.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     live.hessian_explorer(H)    damping, column order -> conditioning, factor, spread of one error
     live.packing_explorer(...)  bits, row length, layout -> which bit of which word holds a column
     live.rounding_player(...)   round, layer -> when each weight's rounding is decided, and what deciding costs
+    live.salience_explorer(W, H)    criterion, exponent, channels kept -> which inputs matter, scales, error
 
 Each also carries four stored pictures and a sentence with the numbers, for readers who have not run the cell.
 """
@@ -15,6 +16,7 @@ from lowbit_nb.live.grids import GridExplorer, grid_explorer
 from lowbit_nb.live.hessians import HessianExplorer, hessian_explorer
 from lowbit_nb.live.packings import PackingExplorer, packing_explorer
 from lowbit_nb.live.roundings import RoundingPlayer, rounding_player
+from lowbit_nb.live.saliences import SalienceExplorer, salience_explorer
 
 __all__ = [
     "Explorer",
@@ -23,8 +25,10 @@ __all__ = [
     "HessianExplorer",
     "PackingExplorer",
     "RoundingPlayer",
+    "SalienceExplorer",
     "grid_explorer",
     "hessian_explorer",
     "packing_explorer",
     "rounding_player",
+    "salience_explorer",
 ]

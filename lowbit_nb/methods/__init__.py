@@ -2,13 +2,16 @@
 
 from lowbit_nb.methods.awq import AWQ
 from lowbit_nb.methods.gptq import GPTQ
+from lowbit_nb.methods.oac import OAC
 from lowbit_nb.methods.omniquant import OmniQuant
 from lowbit_nb.methods.rtn import RTN
 from lowbit_nb.methods.smoothquant import SmoothQuant
+from lowbit_nb.methods.spqr import SpQR
 from lowbit_nb.methods.tesseraq import TesseraQ
 from lowbit_nb.quantize import Method
 
-METHODS = {"rtn": RTN, "gptq": GPTQ, "smoothquant": SmoothQuant, "awq": AWQ, "omniquant": OmniQuant, "tesseraq": TesseraQ}
+METHODS = {"rtn": RTN, "gptq": GPTQ, "smoothquant": SmoothQuant, "awq": AWQ, "omniquant": OmniQuant, "tesseraq": TesseraQ,
+           "spqr": SpQR, "oac": OAC}
 
 
 def named(name: str, **settings: object) -> Method:
@@ -25,4 +28,4 @@ def named(name: str, **settings: object) -> Method:
     return METHODS[name.lower()](**settings)
 
 
-__all__ = ["AWQ", "GPTQ", "METHODS", "OmniQuant", "RTN", "SmoothQuant", "TesseraQ", "named"]
+__all__ = ["AWQ", "GPTQ", "METHODS", "OAC", "OmniQuant", "RTN", "SmoothQuant", "SpQR", "TesseraQ", "named"]

@@ -56,14 +56,14 @@ class AWQ:
         Differs: see the class.
         """
         phases = Phases()
-        params, rulers = self.start(block, streams.quant, None, phases)
+        params, rulers = self.begin(block, streams.quant, None, phases)
         weights = {}
         for name, (s, z) in rulers.items():
             W = current(block, params, name).float()
             weights[name] = AffineWeight.of(grids.quantize(W, s, z, self.grid), s, z, self.grid)
         return BlockResult(weights, {"phases": phases}, norms(block, params))
 
-    def start(self, block: Block, X: Tensor, Y: Tensor | None, phases: Phases) -> tuple[dict[str, Tensor], Rulers]:
+    def begin(self, block: Block, X: Tensor, Y: Tensor | None, phases: Phases) -> tuple[dict[str, Tensor], Rulers]:
         """The scaled parameters of a block and a ruler for every group: where TesseraQ begins.
 
         Shapes:  X [n, length, d_model]; Y is not looked at; returns {name: tensor} and {linear name: (s, z)}.

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lowbit_nb import grid as grids
@@ -17,6 +16,7 @@ from lowbit_nb.blocks import Block, Streams
 from lowbit_nb.feedback import ORDERS, AffineRounder, feedback, order
 from lowbit_nb.grid import Grid
 from lowbit_nb.hessian import check_damping, condition, error_share
+from lowbit_nb.layerwise import by_input
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.record import Phases
 from lowbit_nb.stored import AffineWeight
@@ -59,22 +59,9 @@ class GPTQ:
         Source:  GPTQ, Alg. 1.
         Differs: rows of layers that share an input are stacked.
         """
-        X = streams.quant
-        shared = block.shared_inputs(X[:1])
-        done: dict[str, AffineWeight] = {}
-        share: dict[str, float] = {}
         phases = Phases()
-        with phases("hessian"):
-            waiting = [] if self.sequential else block.hessians(X, shared)
-        for names in shared:
-            with phases("hessian"):
-                swapped = {name: w.dequantize(X.dtype) for name, w in done.items()}
-                H = (waiting.pop(0) if waiting else block.hessians(X, [names], swapped)[0]).H
-            with phases("solve"), block.naming(*names):
-                W = torch.cat([block.weight(name).float() for name in names])
-                stored, share[names[0]] = self.quantize_layer(W, H)
-            done |= dict(zip(names, split(stored, [block.linears[n].out_features for n in names]), strict=True))
-        return BlockResult({name: done[name] for name in block.linears}, {"error_share": share, "phases": phases})
+        weights, story = by_input(block, streams.quant, self.quantize_layer, phases, split, self.sequential)
+        return BlockResult(weights, story | {"phases": phases})
 
     def quantize_layer(self, W: Tensor, H: Tensor) -> tuple[AffineWeight, float]:
         """Round one weight under one Hessian.

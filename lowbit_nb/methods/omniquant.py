@@ -1,6 +1,8 @@
-"""OmniQuant, weights only: an affine grid whose clip is learned (LWC), nearest rounding, the block's output.
+"""OmniQuant, weights only: learned equivalent scaling (LET), an affine grid whose clip is learned (LWC), nearest rounding, the
+block's output.
 
-Both ends of every ruler move, by gradient through the step, until the quantized block gives back what the original gave.
+Both ends of every ruler move, and channel factors if asked, by gradient through the step, until the quantized block gives back
+what the original gave.
 """
 
 from __future__ import annotations
@@ -14,27 +16,40 @@ from torch import Tensor
 from lowbit_nb.blocks import Block, Streams
 from lowbit_nb.clipping import LearnedClip
 from lowbit_nb.grid import Grid
+from lowbit_nb.methods.awq import AWQ
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.reconstruct import Budget, budget, reconstruct
 from lowbit_nb.record import Phases
+from lowbit_nb.scaling import LearnedScaling, Settled
 from lowbit_nb.stored import AffineWeight
+from lowbit_nb.transforms import Site, current, norms, sites, smoothing
 
 
 @dataclass(frozen=True)
 class OmniQuant:
-    """Learned weight clipping by block reconstruction.
+    """Learned weight clipping, and learned scaling if asked, by block reconstruction.
 
-    first  share of the range at which both ends start            rate  learning rate of the ends
+    scaling  learn channel factors too (LET), from SmoothQuant's with exponent alpha      shifts  and shifts, where biases are
+    start    AWQ: begin at its scales and clip; None: at the original weights and `first`, a share of the range
+    reach    how far an end can travel (in its logit) over the whole budget: its rate is reach / steps, but no more than
+             FASTEST, and that of factors half of it; None: 25, or 1 from a start that is searched already
 
-    Source: OmniQuant, Sec. 3.2 (LWC); rate 1e-2 and start sigmoid(4) = 0.982 of its code.
+    Source: OmniQuant, Sec. 3.2 (LWC) and 3.3 (LET); start sigmoid(4) = 0.982, alpha and ratio of rates of its code; a start
+    from a searched clip is LLMC's.
     Differs: random minibatches instead of epochs in order; a new optimiser every round; the best hard state is kept; zero is
-    always inside the range.
+    always inside the range; rates are set by their reach (the paper's 1e-2 for 2560 steps is a reach of 26).
     """
+
+    FASTEST: ClassVar[float] = 0.1
 
     grid: Grid
     budget: str | Budget = "fast"
+    scaling: bool = False
+    shifts: bool = False
+    start: AWQ | None = None
     first: float = 0.982
-    rate: float = 1e-2
+    alpha: float = 0.5
+    reach: float | None = None
     seed: int = 0
     streams: ClassVar[tuple[str, ...]] = ("full", "quant")
 
@@ -42,11 +57,13 @@ class OmniQuant:
         budget(self.budget)  # refuses an unknown name before any calibration is spent
         if not 0 < self.first < 1:
             raise ValueError(f"first={self.first} must lie between 0 and 1: the share of the range at which both ends start")
+        if self.start is not None and self.start.grid != self.grid:
+            raise ValueError(f"the start rounds to {self.start.grid} and OmniQuant to {self.grid}: give both the same grid")
 
     def quantize_block(self, block: Block, streams: Streams) -> BlockResult:
-        """Learn one block's rulers together.
+        """Learn one block's rulers, and its channel factors if asked, together.
 
-        Shapes:  one stored weight a linear layer.
+        Shapes:  one stored weight a linear layer, and the norms that absorbed factors.
         Units:   trace: losses of the block's output, summed over the hidden dimension, mean over tokens.
         Raises:  ValueError as `reconstruct`.
         Source:  OmniQuant, Alg. 1.
@@ -55,27 +72,47 @@ class OmniQuant:
         phases = Phases()
         with phases("targets"):
             Y = streams.targets(block)
-        weights, story = self._learn(block, streams.quant, Y, phases)
-        return BlockResult(weights, {"phases": phases} | story)
+        weights, params, story = self._learn(block, streams.quant, Y, phases)
+        return BlockResult(weights, {"phases": phases} | story, norms(block, params))
 
-    def start(self, block: Block, X: Tensor, Y: Tensor, phases: Phases) -> tuple[dict[str, Tensor], dict[str, tuple]]:
-        """Learned rulers for every group: where TesseraQ can begin.
+    def begin(self, block: Block, X: Tensor, Y: Tensor, phases: Phases) -> tuple[dict[str, Tensor], dict[str, tuple]]:
+        """Learned edits of the block and rulers for every group: where TesseraQ can begin.
 
-        Shapes:  X, Y [n, length, d_model]; returns no edits and {linear name: (s, z)}.
+        Shapes:  X, Y [n, length, d_model]; returns {name: tensor} and {linear name: (s, z)}.
         Units:   see `grid.fit`.
         Raises:  ValueError as `reconstruct`.
         Source:  TesseraQ: "initialised with OmniQuant".
         Differs: no difference.
         """
-        weights, _ = self._learn(block, X, Y, phases)
-        return {}, {name: (w.s.float(), w.zero) for name, w in weights.items()}
+        weights, params, _ = self._learn(block, X, Y, phases)
+        return params, {name: (w.s.float(), w.zero) for name, w in weights.items()}
 
-    def _learn(self, block: Block, X: Tensor, Y: Tensor, phases: Phases) -> tuple[dict[str, AffineWeight], dict]:
+    def _learn(self, block: Block, X: Tensor, Y: Tensor,
+               phases: Phases) -> tuple[dict[str, AffineWeight], dict[str, Tensor], dict]:
         spent = budget(self.budget)
-        learn = {}
+        params, rulers = self.start.begin(block, X, Y, phases) if self.start else ({}, {})
+        edits = self._scaling(block, X, params) if self.scaling else Settled(params)
+        made, learn = edits.finish(), {}
         for name in block.linears:
             with block.naming(name):
-                learn[name] = LearnedClip(block.weight(name), self.grid, self.first)
+                learn[name] = LearnedClip(current(block, made, name), self.grid, rulers.get(name, self.first))
+        reach = self.reach if self.reach is not None else 1.0 if self.start else 25.0
+        rate = min(self.FASTEST, reach / max(1, spent.rounds * spent.steps))
         with phases("learn clip"):
-            return reconstruct(block, learn, {}, X, Y, soft=(1.0,) * spent.rounds, budget=spent, rates={"clip": self.rate},
+            return reconstruct(block, learn, edits, X, Y, soft=(1.0,) * spent.rounds, budget=spent,
+                               rates={"clip": rate, "scaling": rate / 2, "shift": rate / 2},
                                generator=torch.Generator().manual_seed(self.seed + block.index))
+
+    def _scaling(self, block: Block, X: Tensor, params: dict[str, Tensor]) -> LearnedScaling:
+        """LET before its first step: SmoothQuant's factors, or ones after a start that has scaled already."""
+        places = sites(block, X[:1])
+        if self.start:
+            return LearnedScaling(block, places, params=params, shifts=self.shifts)
+        shared = block.shared_inputs(X[:1])
+        peaks = {n: h.peak for names, h in zip(shared, block.hessians(X, shared), strict=True) for n in names}
+        factors = [self._factors(block, site, peaks[site.targets[0]]) for site in places]
+        return LearnedScaling(block, places, factors, shifts=self.shifts)
+
+    def _factors(self, block: Block, site: Site, peak: Tensor) -> Tensor:
+        w_max = torch.stack([block.weight(name).float().abs().amax(0) for name in site.targets]).amax(0)
+        return smoothing(site.gather(peak), site.gather(w_max), self.alpha)

@@ -19,6 +19,7 @@ from lowbit_nb.quantize import BlockResult
 from lowbit_nb.reconstruct import Budget, budget, reconstruct
 from lowbit_nb.record import Phases
 from lowbit_nb.rounding import SoftRounding, schedule
+from lowbit_nb.scaling import Settled
 from lowbit_nb.transforms import current, norms
 
 
@@ -28,18 +29,21 @@ class TesseraQ:
 
     start     the method whose scaling and rulers it begins with        budget      demo, fast, paper, or a Budget
     schedule  how fast variables are made hard                           tune_scale  learn k, the multiplier of the step
-    reach     how far a rounding variable can travel in a round: its learning rate is reach / steps, that of k half of it
+    reach     how far a rounding variable can travel in a round: its learning rate is reach / steps, but no more than
+              FASTEST; the rate of k is half of it
 
     Source: TesseraQ (2024), Sec. 3; schedule, optimiser and defaults of its code.
     Differs: learning rates are set by their reach, so that a smaller budget gets a larger rate; the paper's 1e-3 for 250
     steps is a reach of 0.25.
     """
 
+    FASTEST: ClassVar[float] = 0.04
+
     start: AWQ | OmniQuant
     budget: str | Budget = "fast"
     schedule: str = "handcrafted"
     tune_scale: bool = True
-    reach: float = 1.0
+    reach: float = 2.0
     seed: int = 0
     streams: ClassVar[tuple[str, ...]] = ("full", "quant")
 
@@ -58,16 +62,15 @@ class TesseraQ:
         phases = Phases()
         with phases("targets"):
             Y = streams.targets(block)
-        params, rulers = self.start.start(block, streams.quant, Y, phases)
+        params, rulers = self.start.begin(block, streams.quant, Y, phases)
         edited = norms(block, params)
         learn = {name: SoftRounding(current(block, params, name), *rulers[name], self.start.grid, self.tune_scale)
                  for name in rulers}
         spent = budget(self.budget)
-        rate = self.reach / max(1, spent.steps)
+        rate = min(self.FASTEST, self.reach / max(1, spent.steps))
         with phases("reconstruct"):
-            weights, story = reconstruct(
-                block, learn, {name: t.float() for name, t in edited.items()}, streams.quant, Y,
-                soft=schedule(self.schedule, spent.rounds), budget=spent,
+            weights, _, story = reconstruct(
+                block, learn, Settled(edited), streams.quant, Y, soft=schedule(self.schedule, spent.rounds), budget=spent,
                 rates={"rounding": rate, "scale": rate / 2},
                 generator=torch.Generator().manual_seed(self.seed + block.index))
         return BlockResult(weights, {"phases": phases} | story, edited)

@@ -1,0 +1,58 @@
+"""One block, layer by layer: whose Hessian, which rows together, in which order.  The feedback methods share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lowbit_nb.blocks import Block
+from lowbit_nb.record import Phases
+from lowbit_nb.stored import StoredWeight
+
+Solve = Callable[[Tensor, Tensor], tuple[StoredWeight, float]]  # W [d_out, d_in], H [d_in, d_in] -> stored form, error share
+Split = Callable[[StoredWeight, list[int]], list[StoredWeight]]
+
+
+def by_input(block: Block, X: Tensor, solve: Solve, phases: Phases, split: Split | None = None,
+             sequential: bool = False) -> tuple[dict[str, StoredWeight], dict]:
+    """Round a block's layers under the Hessians of their inputs; layers that share an input share one.
+
+    Shapes:  X [n, length, d_model]; split takes stacked rows apart again (None: layers of one input are solved one by one).
+    Units:   the second value, {"error_share": {name: tr(E H E.T) / tr(W H W.T)}}, has none.
+    Raises:  ValueError as `solve` (message names the layers).
+    Source:  GPTQ, Alg. 1; sequential (a Hessian pass for each input, the layers before it rounded) as in its code.
+    Differs: rows of layers that share an input may be stacked: one factor, one run.
+    """
+    shared = block.shared_inputs(X[:1])
+    done: dict[str, StoredWeight] = {}
+    share: dict[str, float] = {}
+    with phases("hessian"):
+        waiting = [] if sequential else block.hessians(X, shared)
+    for names in shared:
+        with phases("hessian"):
+            swapped = {name: w.dequantize(X.dtype) for name, w in done.items()}
+            H = (waiting.pop(0) if waiting else block.hessians(X, [names], swapped)[0]).H
+        for together in [names] if split else [[name] for name in names]:
+            with phases("solve"), block.naming(*together):
+                stored, share[together[0]] = solve(torch.cat([block.weight(name).float() for name in together]), H)
+            sizes = [block.linears[name].out_features for name in together]
+            done |= dict(zip(together, split(stored, sizes) if split else [stored], strict=True))
+    return {name: done[name] for name in block.linears}, {"error_share": share}
+
+
+def by_metric(block: Block, metrics: dict[str, Tensor], solve: Solve, phases: Phases) -> tuple[dict[str, StoredWeight], dict]:
+    """Round a block's layers, each under a metric of its own.
+
+    Shapes:  metrics {linear name: [d_in, d_in]}.
+    Units:   as `by_input`, under the metric.
+    Raises:  ValueError as `solve` (message names the layer).
+    Source:  OAC, Alg. 1.
+    Differs: no difference.
+    """
+    done, share = {}, {}
+    for name in block.linears:
+        with phases("solve"), block.naming(name):
+            done[name], share[name] = solve(block.weight(name).float(), metrics[name])
+    return done, {"error_share": share}

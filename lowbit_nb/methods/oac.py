@@ -1,0 +1,78 @@
+"""OAC: any feedback method, with the end loss instead of the layer's output.
+
+The backend decides transform, grid and rounding; this file only hands it another metric, the output-adaptive Hessian.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lowbit_nb.adaptive import LossMetric, LossView
+from lowbit_nb.blocks import Block, Streams
+from lowbit_nb.grid import Grid
+from lowbit_nb.layerwise import by_metric
+from lowbit_nb.methods.gptq import GPTQ
+from lowbit_nb.methods.spqr import SpQR
+from lowbit_nb.quantize import BlockResult
+from lowbit_nb.record import Phases
+
+
+@dataclass(frozen=True)
+class OAC:
+    """A feedback backend under the output-adaptive Hessian.
+
+    sequential  the Hessians of a block come from a model whose blocks before are quantized (a pass a block); otherwise all
+                from one pass over the original model
+    form, labels, batch, scale   as in `LossMetric`
+
+    Source: OAC, Sec. 3, Alg. 1. Differs: the single pass; damping of the backend is over columns that are alive.
+    """
+
+    backend: GPTQ | SpQR
+    sequential: bool = True
+    form: str = "auto"
+    labels: str = "data"
+    batch: int = 4
+    scale: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        LossMetric(self.form, self.labels, self.batch, self.scale)  # refuses bad settings before any calibration is spent
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return ("quant", "loss") if self.sequential else ("loss",)
+
+    @property
+    def grid(self) -> Grid:
+        return self.backend.grid
+
+    def view(self, model: nn.Module, ids: Tensor, blocks: list[Block]) -> LossView:
+        """How a run asks the loss.
+
+        Shapes:  ids [n, length].
+        Units:   none.
+        Raises:  nothing.
+        Source:  this project.
+        Differs: no difference.
+        """
+        metric = LossMetric(self.form, self.labels, self.batch, self.scale)
+        metric.generator.manual_seed(self.seed)
+        return LossView(metric, model, ids, blocks, self.sequential)
+
+    def quantize_block(self, block: Block, streams: Streams) -> BlockResult:
+        """Ask the loss about one block's layers and let the backend round them.
+
+        Shapes:  one stored weight a linear layer.
+        Units:   trace: error_share under the output-adaptive metric.
+        Raises:  ValueError as `LossMetric.hessians` and the backend.
+        Source:  OAC, Alg. 1.
+        Differs: see the class.
+        """
+        phases = Phases()
+        with phases("loss hessian"):
+            metrics = streams.loss(block, streams.quant)
+        weights, story = by_metric(block, metrics, self.backend.quantize_layer, phases)
+        return BlockResult(weights, story | {"phases": phases})
