@@ -160,6 +160,29 @@ class Block:
                     pass
         return list(first.values())
 
+    @torch.no_grad()
+    def inputs(self, x: Tensor, name: str, weights: dict[str, Tensor] | None = None) -> Tensor:
+        """What one linear layer is handed when x flows into the block.
+
+        Shapes:  x [batch, length, d_model]; returns [batch * length, d_in].
+        Units:   those of the activations.
+        Raises:  nothing.
+        Source:  this project.
+        Differs: no difference.
+        """
+        seen: list[Tensor] = []
+
+        def keep(_: str, inputs: Tensor) -> None:
+            seen.append(inputs)
+            raise _Stop
+
+        with self._watching([name], keep):
+            try:
+                self.forward(x, weights)
+            except _Stop:
+                pass
+        return seen[0].flatten(0, -2)
+
     def _watching(self, names: list[str], see: Callable[[str, Tensor], None]) -> _Hooks:
         return _Hooks([(self.linears[name], lambda m, args, name=name: see(name, args[0])) for name in names])
 

@@ -1,4 +1,4 @@
-"""One block, layer by layer: whose Hessian, which rows together, in which order.  The feedback methods share it."""
+"""One block, layer by layer: whose Hessian, which rows together, which target.  The feedback methods share it."""
 
 from __future__ import annotations
 
@@ -7,39 +7,47 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lowbit_nb.blocks import Block
+from lowbit_nb.blocks import Block, Streams
 from lowbit_nb.record import Phases
 from lowbit_nb.stored import StoredWeight
+from lowbit_nb.targets import mismatch, shifted
 
 Solve = Callable[[Tensor, Tensor], tuple[StoredWeight, float]]  # W [d_out, d_in], H [d_in, d_in] -> stored form, error share
 Split = Callable[[StoredWeight, list[int]], list[StoredWeight]]
 
 
-def by_input(block: Block, X: Tensor, solve: Solve, phases: Phases, split: Split | None = None,
-             sequential: bool = False) -> tuple[dict[str, StoredWeight], dict]:
+def by_input(block: Block, streams: Streams, solve: Solve, phases: Phases, split: Split | None = None,
+             sequential: bool = False, shift: bool = False) -> tuple[dict[str, StoredWeight], dict]:
     """Round a block's layers under the Hessians of their inputs; layers that share an input share one.
 
-    Shapes:  X [n, length, d_model]; split takes stacked rows apart again (None: layers of one input are solved one by one).
+    shift  aim at the weight that makes up for the error of the inputs (`targets.shifted`); needs both streams
+
+    Shapes:  split takes stacked rows apart again (None: layers of one input are solved one by one).
     Units:   the second value, {"error_share": {name: tr(E H E.T) / tr(W H W.T)}}, has none.
     Raises:  ValueError as `solve` (message names the layers).
     Source:  GPTQ, Alg. 1; sequential (a Hessian pass for each input, the layers before it rounded) as in its code.
     Differs: rows of layers that share an input may be stacked: one factor, one run.
     """
+    X = streams.quant
     shared = block.shared_inputs(X[:1])
     done: dict[str, StoredWeight] = {}
-    share: dict[str, float] = {}
+    story: dict = {"error_share": {}} | ({"shift": {}} if shift else {})
     with phases("hessian"):
-        waiting = [] if sequential else block.hessians(X, shared)
+        waiting = [] if sequential or shift else block.hessians(X, shared)
     for names in shared:
+        swapped = {name: w.dequantize(X.dtype) for name, w in done.items()} if sequential else {}
         with phases("hessian"):
-            swapped = {name: w.dequantize(X.dtype) for name, w in done.items()}
-            H = (waiting.pop(0) if waiting else block.hessians(X, [names], swapped)[0]).H
+            pair = mismatch(block, streams.full, X, names[0], swapped) if shift else None
+            H = pair.H if pair else (waiting.pop(0) if waiting else block.hessians(X, [names], swapped)[0]).H
         for together in [names] if split else [[name] for name in names]:
             with phases("solve"), block.naming(*together):
-                stored, share[together[0]] = solve(torch.cat([block.weight(name).float() for name in together]), H)
+                W = torch.cat([block.weight(name).float() for name in together])
+                if pair:
+                    W, story["shift"][together[0]] = shifted(W, pair)
+                stored, story["error_share"][together[0]] = solve(W, H)
             sizes = [block.linears[name].out_features for name in together]
             done |= dict(zip(together, split(stored, sizes) if split else [stored], strict=True))
-    return {name: done[name] for name in block.linears}, {"error_share": share}
+    return {name: done[name] for name in block.linears}, story
 
 
 def by_metric(block: Block, metrics: dict[str, Tensor], solve: Solve, phases: Phases) -> tuple[dict[str, StoredWeight], dict]:

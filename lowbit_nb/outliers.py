@@ -62,7 +62,8 @@ class BilevelRounder:
     Source: SpQR, Alg. 1. Differs: a correction is added to the nearest mark, not put in the place of the code of zero.
     """
 
-    def __init__(self, grid: Grid, second: Second, perm: Tensor, d_out: int, threshold: float = 0.2, refit: bool = True) -> None:
+    def __init__(self, grid: Grid, second: Second, perm: Tensor, d_out: int, threshold: float = 0.2,
+                 refit: bool = True) -> None:
         if grid.stored_zero != "real":
             raise ValueError("coded zero points are real numbers: use a grid with zero_inside=False")
         self.grid, self.second, self.perm, self.threshold, self.refit = grid, second, perm, threshold, refit

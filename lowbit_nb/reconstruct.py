@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lowbit_nb.blocks import Block
+from lowbit_nb.fused import faster
 from lowbit_nb.objectives import Objective, mse
 from lowbit_nb.scaling import Transform
 from lowbit_nb.steps import Steps, steps
@@ -27,7 +28,7 @@ from lowbit_nb.stored import StoredWeight
 from lowbit_nb.transforms import norms
 
 MAX_RETRIES = 4
-CHECKED = 32  # windows on which hard losses are measured
+CHECKED = 32  # windows on which hard losses are measured, at most; four minibatches are enough for a small budget
 
 
 class Learnable(Protocol):
@@ -109,12 +110,12 @@ def reconstruct(block: Block, learn: dict[str, Learnable], edits: Transform, X: 
     Source:  BRECQ, Sec. 3.2 (block reconstruction); TesseraQ, Alg. 1 (rounds).
     Differs: functional weights; the best hard state is kept; a round with a non-finite loss is done again at half the rate.
     """
-    n_checked = min(CHECKED, len(X))
+    batch = budget.windows(*X.shape[:2])
+    n_checked = min(CHECKED, 4 * batch, len(X))
     check = (X[:n_checked], Y[:n_checked])
     best = _Best(block, learn, edits, lambda w, p: hard_loss(block, w, p, *check, objective))
     story: dict = {"start": best.loss, "rounds": [], "retries": 0}
     groups = [g for one in (*learn.values(), edits) for g in one.parameters()]
-    batch = budget.windows(*X.shape[:2])
     picks = _picks(len(X), budget.steps, batch, generator, X.device)
     example = torch.arange(batch, device=X.device)
     step = steps(_soft_loss(block, learn, edits, X, Y, objective), groups, rates, example) if budget.steps else None
@@ -152,14 +153,14 @@ def _picks(n: int, steps: int, batch: int, generator: torch.Generator, device: t
 
 def _soft_loss(block: Block, learn: dict[str, Learnable], edits: Transform, X: Tensor, Y: Tensor,
                objective: Objective) -> Callable[[Tensor], Tensor]:
-    """The loss of a minibatch with everything as it is now; half-precision arithmetic on a GPU, variables in float32."""
+    """The loss of a minibatch with everything as it is now; variables in float32, products in what is fast."""
     forward = torch.compile(block.forward) if X.is_cuda else block.forward
 
     def loss(pick: Tensor) -> Tensor:
-        with torch.autocast(X.device.type, torch.bfloat16, enabled=X.is_cuda, cache_enabled=False):
+        with faster(X):
             tensors = edits.tensors()
             exchanged = tensors | {name: p.weight(tensors.get(name)) for name, p in learn.items()}
-            if not X.is_cuda:
+            if X.dtype != torch.float32 and not X.is_cuda:
                 exchanged = {name: t.to(X.dtype) for name, t in exchanged.items()}
             return objective(forward(X[pick], exchanged), Y[pick])
     return loss

@@ -104,7 +104,8 @@ class SoftRounding:
         fraction = t - t.floor()
         self.base = t.floor().clamp_(-1, grid.q_max).to(torch.int8 if grid.bits < 7 else torch.int16)
         self.hard = self.dead
-        self.nu = inverse_rectified_sigmoid(fraction).requires_grad_()
+        nu = inverse_rectified_sigmoid(fraction)
+        self.nu = torch.where(self.hard, torch.where(nu > 0, DECIDED, -DECIDED), nu).requires_grad_()
         self.nearest = self.codes()
         self.v = torch.zeros_like(self.s, requires_grad=tune_scale)
 
@@ -166,7 +167,7 @@ class SoftRounding:
         made_hard, above = self.hard & ~self.dead, self.nu.detach() > 0
         dead, hard, up = (t.flatten()[:48].tolist() for t in (self.dead, self.hard, self.nearest > self.base))
         return {"soft": self.soft_fraction(), "flips": self.flips(),
-                "histogram": torch.histc(h[~self.hard], 20, 0, 1).int().tolist(),
+                "histogram": torch.histc(h.masked_fill(self.hard, -1), 20, 0, 1).int().tolist(),
                 "hard": [int((made_hard & ~above).sum()), int((made_hard & above).sum())], "dead": int(self.dead.sum()),
                 "strip": [round(x, 3) for x in h.flatten()[:48].tolist()],
                 "state": "".join("d" if d else "h" if x else "s" for d, x in zip(dead, hard, strict=True)),
@@ -234,7 +235,7 @@ class _SoftWeight(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         nu, v = ctx.saved_tensors
         own = ctx.own
-        grad_nu, grad_k = _gradients(grad, nu, own.base, own.z, own.s * own.multiplier(), own.hard, own.grid.q_max)
+        grad_nu, grad_k = _gradients(grad, nu, own.base, own.z, own.s * own.multiplier(), own.grid.q_max)
         if not ctx.needs_input_grad[1]:
             return grad_nu, None, None, None
         sigma = torch.sigmoid(v)
@@ -246,16 +247,16 @@ class _SoftWeight(torch.autograd.Function):
 @fused
 def _dequantized(nu: Tensor, base: Tensor, z: Tensor, step: Tensor, q_max: int, dtype: torch.dtype) -> Tensor:
     """step * (clamp(base + h(nu)) - z): one pass over the weights where it is compiled."""
-    h = (torch.sigmoid(nu) * (STRETCH_HI - STRETCH_LO) + STRETCH_LO).clamp(0, 1)
-    return (((base + h).clamp(0, q_max) - z) * step).to(dtype)
+    h = torch.sigmoid(nu).mul_(STRETCH_HI - STRETCH_LO).add_(STRETCH_LO).clamp_(0, 1)
+    return h.add_(base).clamp_(0, q_max).sub_(z).mul_(step).to(dtype)
 
 
 @fused
-def _gradients(grad: Tensor, nu: Tensor, base: Tensor, z: Tensor, step: Tensor, hard: Tensor,
-               q_max: int) -> tuple[Tensor, Tensor]:
-    """The gradients of nu and, summed over each group, of the step."""
+def _gradients(grad: Tensor, nu: Tensor, base: Tensor, z: Tensor, step: Tensor, q_max: int) -> tuple[Tensor, Tensor]:
+    """The gradients of nu and, summed over each group, of the step. Hard variables lie where h is clamped: no slope."""
     sigma = torch.sigmoid(nu)
-    h = sigma * (STRETCH_HI - STRETCH_LO) + STRETCH_LO
-    live = ~hard & (h > 0) & (h < 1)
-    grad_nu = grad * step * torch.where(live, sigma * (1 - sigma) * (STRETCH_HI - STRETCH_LO), 0.0)
-    return grad_nu, (grad * ((base + h.clamp(0, 1)).clamp(0, q_max) - z)).sum(-1, keepdim=True)
+    stretched = sigma * (STRETCH_HI - STRETCH_LO) + STRETCH_LO
+    h = stretched.clamp(0, 1)
+    slope = torch.addcmul(sigma, sigma, sigma, value=-1).mul_(stretched == h)  # sigma (1 - sigma), where h is not clamped
+    grad_nu = slope.mul_(step * (STRETCH_HI - STRETCH_LO)).mul_(grad)
+    return grad_nu, h.add_(base).clamp_(0, q_max).sub_(z).mul_(grad).sum(-1, keepdim=True)

@@ -484,9 +484,9 @@ def test_rates_are_the_reach_shared_out_over_all_steps(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch.optim, "Adam", spying)
     block, X = entrance("opt", n=4)
-    method = OmniQuant(GRID, Budget(2, 5, 2), scaling=True, shifts=True, reach=3.0)
+    method = OmniQuant(GRID, Budget(2, 5, 2), scaling=True, shifts=True, reach=0.5)
     method.quantize_block(block, Streams(X.clone(), X.clone()))
-    assert seen == [{"clip": 0.3, "scaling": 0.15, "shift": 0.15}] * 2
+    assert seen == [{"clip": 0.05, "scaling": 0.025, "shift": 0.025}] * 2
 
 
 def test_a_start_on_another_grid_is_refused() -> None:

@@ -143,12 +143,21 @@ def torchao(grid: lb.Grid, subject: lb.Subject, text: lb.text.Windows) -> lb.Qua
     return record("torchao", subject, weights)
 
 
-def own_jobs(grid: lb.Grid, longer: lb.reconstruct.Budget) -> list[Job]:
+def own_jobs(grid: lb.Grid, budgets: dict[str, lb.reconstruct.Budget]) -> Iterator[Job]:
+    def job(name: str, method: lb.methods.Method, dtype: torch.dtype = torch.float32) -> Job:
+        def call(subject: lb.Subject, text: lb.text.Windows) -> lb.Quantized:
+            model = subject.model if dtype == torch.float32 else copy.deepcopy(subject.model).to(dtype)
+            return lb.quantize(replace(subject, model=model), method, text, progress=False)
+        return Job("lowbit-nb", name, grid, call, asdict(method) | {"dtype": str(dtype).removeprefix("torch.")})
+
     clip = lb.AWQ(grid, scaling=False)
-    methods = {"RTN": lb.RTN(grid), "GPTQ": lb.GPTQ(grid), "AWQ": lb.AWQ(grid), "OmniQuant, demo": lb.OmniQuant(grid, "demo"),
-               "TesseraQ, demo": lb.TesseraQ(clip, "demo"), "TesseraQ, longer": lb.TesseraQ(clip, longer)}
-    return [Job("lowbit-nb", name, grid, lambda subject, text, m=m: lb.quantize(subject, m, text, progress=False), asdict(m))
-            for name, m in methods.items()]
+    yield job("RTN", lb.RTN(grid))
+    yield job("GPTQ", lb.GPTQ(grid))
+    yield job("AWQ", lb.AWQ(grid))
+    yield job("OmniQuant, demo", lb.OmniQuant(grid, "demo"))
+    yield job("TesseraQ, demo", lb.TesseraQ(clip, "demo"))
+    for name, budget in budgets.items():  # auto-round computes in bfloat16 by default
+        yield job(f"TesseraQ, {name}, bfloat16", lb.TesseraQ(clip, budget), torch.bfloat16)
 
 
 def peer_jobs(grid: lb.Grid, a: argparse.Namespace) -> Iterator[Job]:
@@ -217,7 +226,7 @@ def arguments() -> argparse.Namespace:
     add("--windows", type=int, default=128, help="held-out windows of 256 tokens")
     add("--calibration", type=int, default=128, help="calibration windows of 256 tokens")
     add("--iterations", type=int, nargs="+", default=[30, 200], help="of auto-round")
-    add("--longer", type=int, nargs=3, default=[20, 40, 2], help="rounds, steps, batch of the longer TesseraQ")
+    add("--budgets", nargs="+", default=["6x6x4", "10x12x4"], help="TesseraQ in bfloat16: rounds x steps x windows a step")
     add("--more", action="store_true", help="also 2 bits with group 128, and 3 bits with group 64")
     add("--float32", action="store_true", help="auto-round also without its mixed precision")
     add("--extension", type=int, nargs="*", default=[], help="iterations of auto-round symmetric with its algorithm extension")
@@ -233,7 +242,8 @@ def main() -> None:
     text = lb.text.calibration(subject.tokenizer, a.calibration, 256)
     held_out = lb.text.evaluation(subject.tokenizer, n=a.windows)
     grids = [lb.Grid(2, group=64)] + ([lb.Grid(2, group=128), lb.Grid(3, group=64)] if a.more else [])
-    jobs = [job for grid in grids for job in (*own_jobs(grid, lb.reconstruct.Budget(*a.longer)), *peer_jobs(grid, a))]
+    budgets = {name: lb.reconstruct.Budget(*map(int, name.split("x"))) for name in a.budgets}
+    jobs = [job for grid in grids for job in (*own_jobs(grid, budgets), *peer_jobs(grid, a))]
     table = {"what": "the bundled subject, weights only, by this kit and by other tools", "device": "CPU", "threads": threads,
              "torch": torch.__version__, "transformers": importlib.metadata.version("transformers"),
              "python": platform.python_version(), "command": "python " + " ".join(sys.argv), "calibration": text.protocol,

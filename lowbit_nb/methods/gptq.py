@@ -7,7 +7,6 @@ of a block come from one pass; with sequential=True a pass each, in which the la
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -29,6 +28,7 @@ class GPTQ:
     order      natural | act | gar | min_pivot                     damp    share of mean diag(H) added to the diagonal
     groups     static: rulers fitted before; dynamic: on the way   shrink  share of H's off-diagonal taken away
     clip       mse: range search weighted by diag(H); minmax       sequential  H of a group sees the groups before it rounded
+    shift      aim at the weight that makes up for the error of the inputs
 
     Source: GPTQ, Sec. 3-4; act-order, static groups and true-sequential from its code.
     Differs: the defaults visit the most important groups first and keep groups whole, so no order need be stored, and search
@@ -42,13 +42,17 @@ class GPTQ:
     damp: float = 0.01
     shrink: float = 0.0
     sequential: bool = False
-    streams: ClassVar[tuple[str, ...]] = ("quant",)
+    shift: bool = False
 
     def __post_init__(self) -> None:
         for field, known in {"order": ORDERS, "groups": ("static", "dynamic"), "clip": ("minmax", "mse")}.items():
             if getattr(self, field) not in known:
                 raise ValueError(f"{field}={getattr(self, field)!r} is unknown; use one of {', '.join(known)}")
         check_damping(self.damp, self.shrink)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return ("full", "quant") if self.shift else ("quant",)
 
     def quantize_block(self, block: Block, streams: Streams) -> BlockResult:
         """Round one block's linear layers, group by group of shared input.
@@ -60,7 +64,7 @@ class GPTQ:
         Differs: rows of layers that share an input are stacked.
         """
         phases = Phases()
-        weights, story = by_input(block, streams.quant, self.quantize_layer, phases, split, self.sequential)
+        weights, story = by_input(block, streams, self.quantize_layer, phases, split, self.sequential, self.shift)
         return BlockResult(weights, story | {"phases": phases})
 
     def quantize_layer(self, W: Tensor, H: Tensor) -> tuple[AffineWeight, float]:

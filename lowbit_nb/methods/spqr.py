@@ -7,7 +7,6 @@ in a thousand that would cost most stay outside the grid.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -29,7 +28,7 @@ class SpQR:
 
     second     bits of steps and zero points, and the rows that share their grid
     threshold  cost, over the mean of D var(W), above which a weight stays outside; smaller keeps more, inf none
-    refit      lay a group's grid without its outliers        order, damp, shrink   as in GPTQ
+    refit      lay a group's grid without its outliers        order, damp, shrink, shift   as in GPTQ
 
     Source: SpQR, Sec. 4, Alg. 1; 3 bits, groups of 16, threshold 0.2 as in its near-lossless recipe.
     Differs: outliers are corrections; leave-one-out by two refits; the default order keeps groups whole; damping 0.01 (the
@@ -43,7 +42,7 @@ class SpQR:
     order: str = "gar"
     damp: float = 0.01
     shrink: float = 0.0
-    streams: ClassVar[tuple[str, ...]] = ("quant",)
+    shift: bool = False
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -53,6 +52,10 @@ class SpQR:
         if not self.threshold > 0:
             raise ValueError(f"threshold={self.threshold} must be positive; float('inf') keeps no outliers")
         check_damping(self.damp, self.shrink)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return ("full", "quant") if self.shift else ("quant",)
 
     def quantize_block(self, block: Block, streams: Streams) -> BlockResult:
         """Round one block's linear layers, one by one.
@@ -64,7 +67,7 @@ class SpQR:
         Differs: see the class.
         """
         phases = Phases()
-        weights, story = by_input(block, streams.quant, self.quantize_layer, phases)
+        weights, story = by_input(block, streams, self.quantize_layer, phases, shift=self.shift)
         outliers = {name: len(w.values) / (w.shape[0] * w.shape[1]) for name, w in weights.items()}
         return BlockResult(weights, story | {"outliers": outliers, "phases": phases})
 
