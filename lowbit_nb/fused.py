@@ -27,17 +27,3 @@ def fused(function: Callable) -> Callable:
         return (compiled if args[0].is_cuda else function)(*args)
 
     return call
-
-
-def faster(X: torch.Tensor) -> torch.autocast:
-    """Matrix products in bfloat16 where the processor is much faster at them: on a GPU, and on a CPU with tile registers (AMX).
-
-    Shapes:  X, what flows in: its device and, on a CPU, its type decide; returns a context manager.
-    Units:   none.
-    Raises:  nothing.
-    Source:  torch.autocast.
-    Differs: no difference.
-    """
-    tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    on = X.is_cuda or (X.dtype == torch.float32 and tiles())
-    return torch.autocast(X.device.type, torch.bfloat16, enabled=on, cache_enabled=False)

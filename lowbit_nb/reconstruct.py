@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from lowbit_nb.blocks import Block
-from lowbit_nb.fused import faster
 from lowbit_nb.objectives import Objective, mse
 from lowbit_nb.scaling import Transform
 from lowbit_nb.steps import Steps, steps
@@ -153,14 +152,14 @@ def _picks(n: int, steps: int, batch: int, generator: torch.Generator, device: t
 
 def _soft_loss(block: Block, learn: dict[str, Learnable], edits: Transform, X: Tensor, Y: Tensor,
                objective: Objective) -> Callable[[Tensor], Tensor]:
-    """The loss of a minibatch with everything as it is now; variables in float32, products in what is fast."""
+    """The loss of a minibatch with everything as it is now; half-precision products on a GPU, variables in float32."""
     forward = torch.compile(block.forward) if X.is_cuda else block.forward
 
     def loss(pick: Tensor) -> Tensor:
-        with faster(X):
+        with torch.autocast(X.device.type, torch.bfloat16, enabled=X.is_cuda, cache_enabled=False):
             tensors = edits.tensors()
             exchanged = tensors | {name: p.weight(tensors.get(name)) for name, p in learn.items()}
-            if X.dtype != torch.float32 and not X.is_cuda:
+            if not X.is_cuda:
                 exchanged = {name: t.to(X.dtype) for name, t in exchanged.items()}
             return objective(forward(X[pick], exchanged), Y[pick])
     return loss

@@ -226,7 +226,7 @@ def arguments() -> argparse.Namespace:
     add("--windows", type=int, default=128, help="held-out windows of 256 tokens")
     add("--calibration", type=int, default=128, help="calibration windows of 256 tokens")
     add("--iterations", type=int, nargs="+", default=[30, 200], help="of auto-round")
-    add("--budgets", nargs="+", default=["6x6x4", "10x12x4"], help="TesseraQ in bfloat16: rounds x steps x windows a step")
+    add("--budgets", nargs="+", default=["6x8x4", "9x12x4"], help="TesseraQ in bfloat16: rounds x steps x windows a step")
     add("--more", action="store_true", help="also 2 bits with group 128, and 3 bits with group 64")
     add("--float32", action="store_true", help="auto-round also without its mixed precision")
     add("--extension", type=int, nargs="*", default=[], help="iterations of auto-round symmetric with its algorithm extension")
