@@ -67,16 +67,14 @@ class LossMetric:
         Differs: the mean over rows of the paper is a sum here: solvers do not care.
         """
         sums: dict[str, Tensor] = {}
-        hooks = [linear.register_forward_hook(partial(self._tap, name, sums)) for name, linear in linears.items()]
+        length = ids.shape[1]
+        hooks = [linear.register_forward_hook(partial(self._tap, name, sums, length)) for name, linear in linears.items()]
         entry = block.module if block is not None else model.get_input_embeddings()
         try:
             for i in range(0, len(ids), self.batch):
                 part = slice(i, i + self.batch)
-                door = _entrance(entry, None if X is None else X[part])
-                try:
-                    self._backward(model, ids[part])
-                finally:
-                    door.remove()
+                with _Entrance(entry, None if X is None else X[part]) as door:
+                    torch.autograd.backward(self._loss(model, ids[part]), inputs=[door.start])
         finally:
             for hook in hooks:
                 hook.remove()
@@ -85,15 +83,15 @@ class LossMetric:
         return {name: H / (len(ids) * self.scale**2) for name, H in sums.items()}
 
     @torch.enable_grad()
-    def _backward(self, model: nn.Module, ids: Tensor) -> None:
+    def _loss(self, model: nn.Module, ids: Tensor) -> Tensor:
         logits = model(ids, use_cache=False).logits[:, :-1].flatten(0, 1).float()
         labels = ids[:, 1:].flatten()
         if self.labels == "sampled":
             p = logits.detach().softmax(-1).to(self.generator.device)
             labels = torch.multinomial(p, 1, generator=self.generator)[:, 0].to(logits.device)
-        (self.scale * cross_entropy(logits, labels, reduction="sum")).backward()
+        return self.scale * cross_entropy(logits, labels, reduction="sum")
 
-    def _tap(self, name: str, sums: dict[str, Tensor], _: nn.Module, args: tuple, y: Tensor) -> None:
+    def _tap(self, name: str, sums: dict[str, Tensor], length: int, _: nn.Module, args: tuple, y: Tensor) -> None:
         """Wait for the gradient at this output, and meet it with the input."""
         if not y.requires_grad:
             return
@@ -102,7 +100,7 @@ class LossMetric:
         def take(a: Tensor) -> None:
             if not torch.isfinite(a).all():
                 raise ValueError(f"{name}: the gradient at its output is not finite; lower scale={self.scale:g}")
-            H = self._product(x.float(), a.float())
+            H = self._product(*(t.float().reshape(-1, length, t.shape[-1]) for t in (x, a)))  # OPT flattens its tokens
             sums[name] = sums[name].add_(H) if name in sums else H
 
         y.register_hook(take)
@@ -125,13 +123,28 @@ class LossMetric:
         return G.T @ G
 
 
-def _entrance(entry: nn.Module, x: Tensor | None) -> torch.utils.hooks.RemovableHandle:
-    """Let gradients begin at a module: at the output of the embedding, or at what is handed to a block (replaced by x)."""
-    if x is None:
-        return entry.register_forward_hook(lambda _, __, y: y.detach().requires_grad_())
-    x = x.detach().requires_grad_()
-    return entry.register_forward_pre_hook(lambda _, args, kwargs: ((x, *args[1:]), _without(kwargs, "hidden_states")),
-                                           with_kwargs=True)
+class _Entrance:
+    """Where gradients begin: at the output of the embedding, or at what is handed to a block (replaced by x)."""
+
+    def __init__(self, entry: nn.Module, x: Tensor | None) -> None:
+        self.entry, self.x = entry, x
+        self.start: Tensor | None = None
+
+    def __enter__(self) -> _Entrance:
+        hook = self.entry.register_forward_hook if self.x is None else self.entry.register_forward_pre_hook
+        self.handle = hook(self._embedded) if self.x is None else hook(self._replaced, with_kwargs=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def _embedded(self, _: nn.Module, __: tuple, y: Tensor) -> Tensor:
+        self.start = y.detach().requires_grad_()
+        return self.start
+
+    def _replaced(self, _: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        self.start = self.x.detach().requires_grad_()
+        return (self.start, *args[1:]), _without(kwargs, "hidden_states")
 
 
 def _without(kwargs: dict, name: str) -> dict:
@@ -150,6 +163,7 @@ class LossView:
     ids: Tensor
     blocks: list[Block]
     sequential: bool = False
+    seed: int = 0
     known: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __call__(self, block: Block, X: Tensor | None) -> dict[str, Tensor]:
@@ -161,6 +175,7 @@ class LossView:
         Source:  OAC, Alg. 1.
         Differs: no difference.
         """
+        self.metric.generator.manual_seed(self.seed + block.index * self.sequential)  # a run that goes on draws the same
         if self.sequential:
             found = self.metric.hessians(self.model, self.ids, _named([block]), block, X)
         else:

@@ -40,6 +40,9 @@ class OAC:
 
     def __post_init__(self) -> None:
         LossMetric(self.form, self.labels, self.batch, self.scale)  # refuses bad settings before any calibration is spent
+        if self.backend.shift or getattr(self.backend, "sequential", False):
+            raise ValueError("the backend's shift and sequential belong to the input Hessian, which OAC replaces; leave them "
+                             "False (OAC has its own sequential)")
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -59,8 +62,7 @@ class OAC:
         Differs: no difference.
         """
         metric = LossMetric(self.form, self.labels, self.batch, self.scale)
-        metric.generator.manual_seed(self.seed)
-        return LossView(metric, model, ids, blocks, self.sequential)
+        return LossView(metric, model, ids, blocks, self.sequential, self.seed)
 
     def quantize_block(self, block: Block, streams: Streams) -> BlockResult:
         """Ask the loss about one block's layers and let the backend round them.

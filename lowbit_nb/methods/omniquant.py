@@ -31,8 +31,8 @@ class OmniQuant:
 
     scaling  learn channel factors too (LET), from SmoothQuant's with exponent alpha      shifts  and shifts, where biases are
     start    AWQ: begin at its scales and clip; None: at the original weights and `first`, a share of the range
-    reach    how far an end can travel (in its logit) over the whole budget: its rate is reach / steps, but no more than
-             FASTEST, and that of factors half of it; None: 25, or 1 from a start that is searched already
+    reach    how far an end can travel (in its logit) over the whole budget: its rate is reach / steps, that of factors half of
+             it; None: 25, or 1 from a start that is searched already, but no rate above FASTEST
 
     Source: OmniQuant, Sec. 3.2 (LWC) and 3.3 (LET); start sigmoid(4) = 0.982, alpha and ratio of rates of its code; a start
     from a searched clip is LLMC's.
@@ -96,8 +96,9 @@ class OmniQuant:
         for name in block.linears:
             with block.naming(name):
                 learn[name] = LearnedClip(current(block, made, name), self.grid, rulers.get(name, self.first))
-        reach = self.reach if self.reach is not None else 1.0 if self.start else 25.0
-        rate = min(self.FASTEST, reach / max(1, spent.rounds * spent.steps))
+        n_steps = max(1, spent.rounds * spent.steps)
+        usual = min(self.FASTEST, (1.0 if self.start else 25.0) / n_steps)
+        rate = usual if self.reach is None else self.reach / n_steps
         with phases("learn clip"):
             return reconstruct(block, learn, edits, X, Y, soft=(1.0,) * spent.rounds, budget=spent,
                                rates={"clip": rate, "scaling": rate / 2, "shift": rate / 2},

@@ -29,8 +29,8 @@ class TesseraQ:
 
     start     the method whose scaling and rulers it begins with        budget      demo, fast, paper, or a Budget
     schedule  how fast variables are made hard                           tune_scale  learn k, the multiplier of the step
-    reach     how far a rounding variable can travel in a round: its learning rate is reach / steps, but no more than
-              FASTEST; the rate of k is half of it
+    reach     how far a rounding variable can travel in a round: its learning rate is reach / steps, that of k half of it;
+              None: 2, but no rate above FASTEST
 
     Source: TesseraQ (2024), Sec. 3; schedule, optimiser and defaults of its code.
     Differs: learning rates are set by their reach, so that a smaller budget gets a larger rate; the paper's 1e-3 for 250
@@ -43,7 +43,7 @@ class TesseraQ:
     budget: str | Budget = "fast"
     schedule: str = "handcrafted"
     tune_scale: bool = True
-    reach: float = 2.0
+    reach: float | None = None
     seed: int = 0
     streams: ClassVar[tuple[str, ...]] = ("full", "quant")
 
@@ -67,7 +67,8 @@ class TesseraQ:
         learn = {name: SoftRounding(current(block, params, name), *rulers[name], self.start.grid, self.tune_scale)
                  for name in rulers}
         spent = budget(self.budget)
-        rate = min(self.FASTEST, self.reach / max(1, spent.steps))
+        n_steps = max(1, spent.steps)
+        rate = min(self.FASTEST, 2.0 / n_steps) if self.reach is None else self.reach / n_steps
         with phases("reconstruct"):
             weights, _, story = reconstruct(
                 block, learn, Settled(edited), streams.quant, Y, soft=schedule(self.schedule, spent.rounds), budget=spent,
