@@ -27,7 +27,8 @@ from lowbit_nb.stored import StoredWeight
 from lowbit_nb.transforms import norms
 
 MAX_RETRIES = 4
-CHECKED = 32  # windows on which hard losses are measured, at most; four minibatches are enough for a small budget
+CHECKED = 32  # windows on which hard losses are measured, at most; fewer if they hold ENOUGH tokens and four minibatches
+ENOUGH = 4096
 
 
 class Learnable(Protocol):
@@ -110,7 +111,7 @@ def reconstruct(block: Block, learn: dict[str, Learnable], edits: Transform, X: 
     Differs: functional weights; the best hard state is kept; a round with a non-finite loss is done again at half the rate.
     """
     batch = budget.windows(*X.shape[:2])
-    n_checked = min(CHECKED, 4 * batch, len(X))
+    n_checked = min(CHECKED, max(4 * batch, ENOUGH // X.shape[1]), len(X))
     check = (X[:n_checked], Y[:n_checked])
     best = _Best(block, learn, edits, lambda w, p: hard_loss(block, w, p, *check, objective))
     story: dict = {"start": best.loss, "rounds": [], "retries": 0}
