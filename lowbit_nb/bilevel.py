@@ -161,7 +161,9 @@ class BilevelWeight:
         for name, bits in (("scale", second.scale_bits), ("zero", second.zero_bits)):
             lo, step, codes = (tensors.get(f"{name}_{part}") for part in ("lo", "step", "codes"))
             shape = (d_out // second.rows, n)
-            if codes is None or lo is None or step is None or tuple(lo.shape) != shape or tuple(step.shape) != shape:
+            words = (1, packing.n_words(d_out * n, bits))
+            found = [None if t is None else tuple(t.shape) for t in (lo, step, codes)]
+            if found != [shape, shape, words]:
                 raise ValueError(f"the {name}s of a bilevel weight are missing or not {list(shape)}; "
                                  "the file is truncated or edited")
             parts[name] = Coded(packing.unpack(codes, bits, d_out * n).reshape(d_out, n), lo, step)

@@ -48,6 +48,22 @@ def _lay(lo: Tensor, hi: Tensor, q_max: int) -> tuple[Tensor, Tensor]:
     return s, -lo / s
 
 
+def _lay_with_neighbours(lo: Tensor, hi: Tensor, q_max: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Rulers as `_lay`; rows of no length take the mean step of those they share a second-level grid with, and a zero point
+    near theirs, so that they do not stretch it."""
+    s, z = _lay(lo, hi, q_max)
+    flat = ~(hi > lo)
+    if not flat.any():
+        return s, z
+    live = (~flat).float().reshape(-1, rows)
+    count = live.sum(1, keepdim=True)
+    s_mean, z_mean = ((t.reshape(-1, rows) * live).sum(1, keepdim=True) / count.clamp(min=1) for t in (s, z))
+    s_mean = torch.where(count > 0, s_mean, 1.0).expand(-1, rows).flatten()
+    at = lo / s_mean
+    q = torch.round(at + z_mean.expand(-1, rows).flatten()).clamp_(0, q_max)
+    return torch.where(flat, s_mean, s), torch.where(flat, q - at, z)
+
+
 def _errors(G: Tensor, s: Tensor, z: Tensor, cost: Tensor, q_max: int) -> Tensor:
     q = torch.round(G / s[:, None] + z[:, None]).clamp_(0, q_max)
     return ((q - z[:, None]) * s[:, None] - G).square() * cost
@@ -83,7 +99,8 @@ class BilevelRounder:
         Differs: no difference.
         """
         self.D = D
-        self.tau = float((Wt.var(1) * D).mean()) * self.threshold if math.isfinite(self.threshold) else math.inf
+        spread = Wt.var(1) if Wt.shape[1] > 1 else Wt.square().mean(1)
+        self.tau = float((spread * D).mean()) * self.threshold if math.isfinite(self.threshold) else math.inf
 
     def start(self, j: int, now: Tensor) -> None:
         """Lay the grid of the group that begins at column j, and code its steps and zero points.
@@ -100,7 +117,7 @@ class BilevelRounder:
             n_in = (~out).sum(1).clamp(min=1)
             mean = (G.masked_fill(out, 0.0).sum(1) / n_in)[:, None]
             G = torch.where(out, mean, G)
-        s, z = _lay(G.amin(1), G.amax(1), self.grid.q_max)
+        s, z = _lay_with_neighbours(G.amin(1), G.amax(1), self.grid.q_max, self.second.rows)
         self.scales.append(Coded.of(s[:, None], self.second.scale_bits, self.second.rows))
         self.zeros.append(Coded.of(z[:, None], self.second.zero_bits, self.second.rows))
         self.s, self.z = self.scales[-1].value()[:, 0], self.zeros[-1].value()[:, 0]

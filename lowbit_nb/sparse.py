@@ -116,8 +116,9 @@ class CorrectedWeight:
         """
         base = stored.unpack({n.removeprefix("base."): t for n, t in tensors.items() if n.startswith("base.")}, meta["base"])
         ptr, cols, values = (tensors.get(f"outlier_{name}") for name in ("ptr", "cols", "values"))
-        if ptr is None or cols is None or values is None or len(ptr) != base.shape[0] + 1 or not (
-                int(ptr[-1]) == len(cols) == len(values)):
+        whole = all(t is not None for t in (ptr, cols, values))
+        fit = whole and len(ptr) == base.shape[0] + 1 and int(ptr[-1]) == len(cols) == len(values)
+        if not fit or int(ptr[0]) or bool((ptr.diff() < 0).any()) or bool(((cols < 0) | (cols >= base.shape[1])).any()):
             raise ValueError("the compressed rows of the corrections are missing or do not fit one another; "
                              "the file is truncated or edited")
         return cls(base, ptr, cols, values)

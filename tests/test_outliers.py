@@ -68,7 +68,8 @@ def naive(W: Tensor, H: Tensor, bits: int, g: int, second: Second, threshold: fl
                 if refit:
                     out = [gain > tau for gain in refitted(row, D[j : j + g], 2**bits - 1)]
                     row = [v for v, o in zip(row, out, strict=True) if not o] or [0.0]
-                rulers.append(ruler(row, 2**bits - 1))
+                rulers.append((*ruler(row, 2**bits - 1), None if max(row) > min(row) else row[0]))
+            rulers = beside(rulers, second.rows, 2**bits - 1)
             s = coded([r[0] for r in rulers], second.scale_bits, second.rows)
             z = coded([r[1] for r in rulers], second.zero_bits, second.rows)
         for i in range(d_out):
@@ -79,6 +80,31 @@ def naive(W: Tensor, H: Tensor, bits: int, g: int, second: Second, threshold: fl
                 kept[i, j] = float(torch.tensor(t - dense).half())
             Q[i, j] = dense + kept[i, j]
     return Q, codes, kept
+
+
+def beside(rulers: list[tuple], rows: int, q_max: int) -> list[tuple]:
+    """Rulers of no length (third entry: the number they stand at) take after those that share their second-level grid."""
+    out = []
+    for i in range(0, len(rulers), rows):
+        part = rulers[i : i + rows]
+        live = [r for r in part if r[2] is None]
+        s_mean, z_mean = (sum(r[k] for r in live) / len(live) if live else 1.0 - k for k in (0, 1))
+        for s, z, at in part:
+            q = None if at is None else min(max(round(at / s_mean + z_mean), 0), q_max)
+            out.append((s, z) if at is None else (s_mean, q - at / s_mean))
+    return out
+
+
+def like_neighbours(own: tuple, shared: list[tuple], q_max: int) -> tuple[float, float]:
+    """A row of one value takes the mean step of those it shares a grid with, and the zero point nearest their mean that holds
+    the value."""
+    s, z, value, flat = own
+    if not flat:
+        return s, z
+    live = [r for r in shared if not r[3]]
+    s = sum(r[0] for r in live) / len(live) if live else 1.0
+    z = sum(r[1] for r in live) / len(live) if live else 0.0
+    return s, min(max(round(value / s + z), 0), q_max) - value / s
 
 
 def coded(x: list[float], bits: int, rows: int) -> list[float]:
@@ -125,9 +151,10 @@ def test_leaving_one_out_is_refitting_without_it(g, q_max, w, cost):
     assert found[0].tolist() == pytest.approx(refitted(w[:g], cost[:g], q_max), rel=1e-9, abs=1e-9)
 
 
-def test_leaving_one_out_of_random_groups(generator):
-    G = torch.randn(20, 16, generator=generator, dtype=torch.float64)
-    cost = torch.rand(16, generator=generator, dtype=torch.float64)
+@pytest.mark.parametrize("g", [3, 4, 16])
+def test_leaving_one_out_of_random_groups(generator, g):
+    G = torch.randn(20, g, generator=generator, dtype=torch.float64)
+    cost = torch.rand(g, generator=generator, dtype=torch.float64)
     found = leave_one_out(G, cost, 7)
     for row, w in zip(found.tolist(), G.tolist(), strict=True):
         assert row == pytest.approx(refitted(w, cost.tolist(), 7), rel=1e-9, abs=1e-12)
@@ -501,6 +528,17 @@ def test_a_stopped_run_goes_on_and_is_read_back(tmp_path, method):
         late.unlink()
     again = quantize(tiny.subject("qwen2"), method, tiny.windows(), tmp_path, progress=False)
     assert equal(again, once) and again.trace[0] == once.trace[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("method", [SpQR(), SpQR(shift=True), OAC(SpQR()), OAC(GPTQ(Grid(3, 16)), False)])
+def test_other_precisions_of_the_subject(dtype, method):
+    subject = tiny.subject(dtype=dtype)
+    found = quantize(subject, method, tiny.windows(), progress=False)
+    single = quantize(tiny.subject(), method, tiny.windows(), progress=False)
+    for a, b in zip(found.trace, single.trace, strict=True):
+        assert all(a["error_share"][n] == pytest.approx(b["error_share"][n], rel=0.5) for n in b["error_share"])
+    assert torch.isfinite(found.apply(subject).model(tiny.windows().ids).logits).all()
 
 
 # What is refused

@@ -78,10 +78,10 @@ def test_the_strength_is_the_best_one_for_the_other_half(generator, n, damp):
     def moved(x: Tensor, h: Tensor) -> Tensor:
         H = h.T @ h / len(h)
         H = H + damp * H.diagonal().mean() * torch.eye(12, dtype=H.dtype)
-        return torch.linalg.solve(H, ((x - h) @ W.T).T.reshape(5, -1).T.T @ h / len(h), left=False)
+        return W @ ((x - h).T @ h / len(h)) @ torch.linalg.inv(H)
 
     def over(a: float) -> float:
-        return sum(misfit(*_sides(halves[1 - i], W, W + a * moved(*halves[i]))) for i in range(2))
+        return sum(misfit(X, W, X_hat, W + a * moved(*halves[1 - i])) for i, (X, X_hat) in enumerate(halves))
 
     found, strength = shifted(W, pair_of(X, X_hat), damp)
     assert 0 < strength <= 1
@@ -90,10 +90,6 @@ def test_the_strength_is_the_best_one_for_the_other_half(generator, n, damp):
     H = X_hat.T @ X_hat / n + damp * (X_hat.square().mean()) * torch.eye(12, dtype=X.dtype)
     whole = W @ ((X - X_hat).T @ X_hat / n) @ torch.linalg.inv(H)
     torch.testing.assert_close(found, W + strength * whole, rtol=1e-8, atol=1e-9)
-
-
-def _sides(half: tuple[Tensor, Tensor], W: Tensor, W_hat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return half[0], W, half[1], W_hat
 
 
 def test_fewer_tokens_are_trusted_less(generator):
@@ -217,13 +213,15 @@ def test_without_rounding_errors_the_shift_is_plain_gptq():
 
 
 def test_the_shift_serves_the_model():
-    """Each block's input, behind shifted blocks, is nearer to the original one."""
+    """What flows into the last block, behind shifted ones, is nearer to the original."""
     subject = tiny.subject()
     windows = tiny.windows(24)
 
+    def states(subject: lb.Subject) -> Tensor:
+        return subject.model(windows.ids, output_hidden_states=True).hidden_states[-2]
+
     def drift(shift: bool) -> float:
         found = quantize(subject, GPTQ(lb.Grid(2, 16), sequential=True, shift=shift), windows, progress=False)
-        full = subject.model(windows.ids, output_hidden_states=True).hidden_states[-2]
-        return float((found.apply(subject).model(windows.ids, output_hidden_states=True).hidden_states[-2] - full).square().mean())
+        return float((states(found.apply(subject)) - states(subject)).square().mean())
 
     assert drift(True) < drift(False)
