@@ -60,7 +60,7 @@ class LossMetric:
         With a block and X the model is entered there: X flows into that block instead of what the model makes itself, so
         the blocks before may be quantized ones.
 
-        Shapes:  ids [n, length]; X [n, length, d_model] or None; returns {name: [d_in, d_in] float32}.
+        Shapes:  ids [n, length]; X [n, length, d_model] or None; returns {name: [d_in, d_in]}, float32 or wider.
         Units:   loss (nats, summed over a sequence) per weight, squared; mean over sequences.
         Raises:  ValueError if a gradient is not finite (message names the layer) or a layer is not reached by the loss.
         Source:  OAC, Sec. 3.2.
@@ -84,7 +84,8 @@ class LossMetric:
 
     @torch.enable_grad()
     def _loss(self, model: nn.Module, ids: Tensor) -> Tensor:
-        logits = model(ids, use_cache=False).logits[:, :-1].flatten(0, 1).float()
+        logits = model(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         labels = ids[:, 1:].flatten()
         if self.labels == "sampled":
             p = logits.detach().softmax(-1).to(self.generator.device)
@@ -95,12 +96,12 @@ class LossMetric:
         """Wait for the gradient at this output, and meet it with the input."""
         if not y.requires_grad:
             return
-        x = args[0].detach()
+        x, wide = args[0].detach(), torch.promote_types(y.dtype, torch.float32)
 
         def take(a: Tensor) -> None:
             if not torch.isfinite(a).all():
                 raise ValueError(f"{name}: the gradient at its output is not finite; lower scale={self.scale:g}")
-            H = self._product(*(t.float().reshape(-1, length, t.shape[-1]) for t in (x, a)))  # OPT flattens its tokens
+            H = self._product(*(t.to(wide).reshape(-1, length, t.shape[-1]) for t in (x, a)))  # OPT flattens its tokens
             sums[name] = sums[name].add_(H) if name in sums else H
 
         y.register_hook(take)

@@ -62,5 +62,5 @@ def by_metric(block: Block, metrics: dict[str, Tensor], solve: Solve, phases: Ph
     done, share = {}, {}
     for name in block.linears:
         with phases("solve"), block.naming(name):
-            done[name], share[name] = solve(block.weight(name).float(), metrics[name])
+            done[name], share[name] = solve(block.weight(name).float(), metrics[name].float())
     return done, {"error_share": share}

@@ -53,7 +53,7 @@ def _lay_with_neighbours(lo: Tensor, hi: Tensor, q_max: int, rows: int) -> tuple
     near theirs, so that they do not stretch it."""
     s, z = _lay(lo, hi, q_max)
     flat = ~(hi > lo)
-    if not flat.any():
+    if not flat.any() or len(lo) % rows:  # `Coded.of` refuses the latter
         return s, z
     live = (~flat).float().reshape(-1, rows)
     count = live.sum(1, keepdim=True)

@@ -76,6 +76,16 @@ class Softmax(nn.Module):
 # What it is
 
 
+@pytest.mark.parametrize("form", EXACT)
+def test_in_float64_it_is_brute_force_to_the_ninth_digit(form):
+    """OPT computes in the type of its weights; norms of Llama's kind go through float32."""
+    model = tiny.model("opt", dtype=torch.float64)
+    layers = linears_of(model)
+    found = LossMetric(form).hessians(model, IDS, layers)
+    assert all(H.dtype == torch.float64 for H in found.values())
+    close(found, brute_force(model, list(layers), IDS), rtol=1e-9)
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "opt", "gemma2", "gpt_neox", "phi"])
 @pytest.mark.parametrize("form", EXACT)
 def test_it_is_the_mean_square_of_weight_gradients(kind, form):

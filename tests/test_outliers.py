@@ -558,6 +558,8 @@ def test_other_precisions_of_the_subject(dtype, method):
         (lambda: Second(rows=0), "at least one row"),
         (lambda: BilevelRounder(Grid(3), Second(), torch.arange(4), 16), "coded zero points are real numbers"),
         (lambda: SpQR().quantize_layer(torch.randn(24, 32), torch.eye(32)), "d_out=24 is not a multiple of the 16 rows"),
+        pytest.param(lambda: SpQR().quantize_layer(torch.zeros(24, 32), torch.eye(32)), "d_out=24 is not a multiple of the 16",
+                     id="a constant row"),
         (lambda: SpQR().quantize_layer(torch.randn(16, 40), torch.eye(40)), "d_in=40 is not a multiple of g=16"),
     ],
 )
