@@ -19,6 +19,7 @@ import importlib
 import importlib.metadata
 import json
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -231,7 +232,7 @@ def arguments() -> argparse.Namespace:
     add("--float32", action="store_true", help="auto-round also without its mixed precision")
     add("--extension", type=int, nargs="*", default=[], help="iterations of auto-round symmetric with its algorithm extension")
     add("--compile", action="store_true", help="auto-round with torch.compile, its default; compiling takes a minute or more")
-    add("--only", default="", help="only rows whose method contains this")
+    add("--only", default="", help="only rows whose method matches this expression")
     return p.parse_args()
 
 
@@ -248,7 +249,7 @@ def main() -> None:
              "torch": torch.__version__, "transformers": importlib.metadata.version("transformers"),
              "python": platform.python_version(), "command": "python " + " ".join(sys.argv), "calibration": text.protocol,
              "evaluation": held_out.protocol, "original_perplexity": lb.evaluate.perplexity(subject, held_out), "rows": []}
-    for out in rows([job for job in jobs if a.only in job.name], subject, text, held_out):
+    for out in rows([job for job in jobs if re.search(a.only, job.name)], subject, text, held_out):
         table["rows"].append(out)
         Path(a.out).write_text(json.dumps(table, indent=1) + "\n")  # after every row: a long run may be stopped
 
