@@ -145,11 +145,7 @@ class _Entrance:
 
     def _replaced(self, _: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         self.start = self.x.detach().requires_grad_()
-        return (self.start, *args[1:]), _without(kwargs, "hidden_states")
-
-
-def _without(kwargs: dict, name: str) -> dict:
-    return {k: v for k, v in kwargs.items() if k != name}
+        return (self.start, *args[1:]), {k: v for k, v in kwargs.items() if k != "hidden_states"}
 
 
 @dataclass

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lowbit_nb.blocks import Block, Streams
+from lowbit_nb.blocks import Block
 from lowbit_nb.record import Phases
 from lowbit_nb.stored import StoredWeight
+from lowbit_nb.streams import Streams
 from lowbit_nb.targets import mismatch, shifted
 
 Solve = Callable[[Tensor, Tensor], tuple[StoredWeight, float]]  # W [d_out, d_in], H [d_in, d_in] -> stored form, error share

@@ -21,9 +21,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lowbit_nb import checkpoint
-from lowbit_nb.blocks import Block, Streams, catch
+from lowbit_nb.blocks import Block, catch
 from lowbit_nb.record import Quantized
 from lowbit_nb.stored import StoredWeight
+from lowbit_nb.streams import Streams
 from lowbit_nb.subject import Subject
 from lowbit_nb.text import Windows
 

@@ -6,10 +6,11 @@ import json
 from functools import cache
 
 import lowbit_nb as lb
-from lowbit_nb.blocks import Streams, catch
+from lowbit_nb.blocks import catch
 from lowbit_nb.methods.awq import AWQ
 from lowbit_nb.methods.tesseraq import TesseraQ
 from lowbit_nb.reconstruct import Budget
+from lowbit_nb.streams import Streams
 from tests import tiny
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lowbit_nb.blocks import Block, Streams, catch, layers
+from lowbit_nb.blocks import Block, catch, layers
+from lowbit_nb.streams import Streams
 from tests import tiny
 
 KINDS = sorted(tiny.ARCHITECTURES)

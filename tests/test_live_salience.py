@@ -12,12 +12,13 @@ import torch
 
 import lowbit_nb as lb
 from lowbit_nb import live
-from lowbit_nb.blocks import Block, Streams, catch
+from lowbit_nb.blocks import Block, catch
 from lowbit_nb.grid import Grid
 from lowbit_nb.hessian import error_share
 from lowbit_nb.live import saliences
 from lowbit_nb.methods import awq
 from lowbit_nb.stored import AffineWeight
+from lowbit_nb.streams import Streams
 from lowbit_nb.transforms import salience
 
 

@@ -20,8 +20,9 @@ from lowbit_nb.methods import AWQ, RTN, OmniQuant, SmoothQuant, TesseraQ
 from lowbit_nb.quantize import Method, quantize
 from lowbit_nb.reconstruct import Budget
 from lowbit_nb.record import Phases, Quantized
+from lowbit_nb.sites import sites
 from lowbit_nb.stored import AffineWeight
-from lowbit_nb.transforms import current, norms, sites
+from lowbit_nb.transforms import current, norms
 from tests import tiny, walks
 
 GRID = Grid(2, 16)

@@ -18,8 +18,9 @@ from lowbit_nb.reconstruct import BUDGETS, MAX_RETRIES, Budget, budget, hard_los
 from lowbit_nb.record import Phases
 from lowbit_nb.rounding import SoftRounding, schedule
 from lowbit_nb.scaling import LearnedScaling, Settled
+from lowbit_nb.sites import sites
 from lowbit_nb.stored import AffineWeight
-from lowbit_nb.transforms import current, norms, sites
+from lowbit_nb.transforms import current, norms
 from tests import tiny
 
 GRID = Grid(2, 16)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowbit_nb import checkpoint, transforms
-from lowbit_nb.blocks import Block, Streams, catch
+from lowbit_nb.blocks import Block, catch
 from lowbit_nb.grid import Grid
 from lowbit_nb.methods import AWQ, OmniQuant, SmoothQuant, TesseraQ
 from lowbit_nb.objectives import mse
@@ -19,8 +19,10 @@ from lowbit_nb.quantize import quantize
 from lowbit_nb.reconstruct import Budget
 from lowbit_nb.record import Phases, Quantized
 from lowbit_nb.scaling import FAR, NEAR, LearnedScaling, Settled
+from lowbit_nb.sites import query_key_site, sites
 from lowbit_nb.stored import AffineWeight
-from lowbit_nb.transforms import Site, channels, current, norms, query_key_site, scale, shift, shiftable, sites
+from lowbit_nb.streams import Streams
+from lowbit_nb.transforms import Site, channels, current, norms, scale, shift, shiftable
 from tests import tiny, walks
 
 GRID = Grid(2, 16)

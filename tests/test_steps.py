@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from lowbit_nb import fused, rounding, steps
-from lowbit_nb.blocks import Streams, catch
+from lowbit_nb.blocks import catch
 from lowbit_nb.clipping import LearnedClip
 from lowbit_nb.grid import Grid, fit
 from lowbit_nb.methods import AWQ, OmniQuant, TesseraQ
 from lowbit_nb.reconstruct import Budget
 from lowbit_nb.rounding import SoftRounding
 from lowbit_nb.steps import CapturedSteps, Steps
+from lowbit_nb.streams import Streams
 from tests import tiny
 
 RATES = {"a": 0.05, "b": 0.01}

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 import lowbit_nb as lb
-from lowbit_nb.blocks import Block, Streams, catch
+from lowbit_nb.blocks import Block, catch
 from lowbit_nb.layerwise import by_input
 from lowbit_nb.methods import GPTQ, SpQR
 from lowbit_nb.quantize import quantize
 from lowbit_nb.record import Phases
+from lowbit_nb.streams import Streams
 from lowbit_nb.targets import Mismatch, mismatch, shifted
 from tests import tiny
 from tests.reference import correlated

@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowbit_nb.blocks import Block, catch
+from lowbit_nb.sites import query_key_site, sites
 from lowbit_nb.transforms import (
     Site,
     channels,
     current,
     norms,
-    query_key_site,
     salience,
     scale,
     scaled,
-    sites,
     smoothing,
 )
 from tests import tiny

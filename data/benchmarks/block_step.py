@@ -19,12 +19,13 @@ import torch
 import transformers
 
 import lowbit_nb as lb
-from lowbit_nb.blocks import Block, Streams, catch
+from lowbit_nb.blocks import Block, catch
 from lowbit_nb.methods.awq import AWQ
 from lowbit_nb.objectives import mse
 from lowbit_nb.reconstruct import BUDGETS
 from lowbit_nb.record import Phases
 from lowbit_nb.rounding import rectified_sigmoid
+from lowbit_nb.streams import Streams
 from lowbit_nb.transforms import current
 
 SHAPES = {"llama-2-7b": dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_key_value_heads=32),

@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lowbit_nb.blocks import Streams, catch
+from lowbit_nb.blocks import catch
 from lowbit_nb.grid import Grid
 from lowbit_nb.methods import GPTQ
+from lowbit_nb.streams import Streams
 
 SHAPES = {"LLaMA-2-7B": dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_key_value_heads=32),
           "subject": dict(hidden_size=256, intermediate_size=768, num_attention_heads=4, num_key_value_heads=2)}

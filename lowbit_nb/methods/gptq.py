@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lowbit_nb import grid as grids
-from lowbit_nb.blocks import Block, Streams
+from lowbit_nb.blocks import Block
 from lowbit_nb.feedback import ORDERS, AffineRounder, feedback, order
 from lowbit_nb.grid import Grid
 from lowbit_nb.hessian import check_damping, condition, error_share
@@ -19,6 +19,7 @@ from lowbit_nb.layerwise import by_input
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.record import Phases
 from lowbit_nb.stored import AffineWeight
+from lowbit_nb.streams import Streams
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lowbit_nb.adaptive import LossMetric, LossView
-from lowbit_nb.blocks import Block, Streams
+from lowbit_nb.blocks import Block
 from lowbit_nb.grid import Grid
 from lowbit_nb.layerwise import by_metric
 from lowbit_nb.methods.gptq import GPTQ
 from lowbit_nb.methods.spqr import SpQR
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.record import Phases
+from lowbit_nb.streams import Streams
 
 
 @dataclass(frozen=True)

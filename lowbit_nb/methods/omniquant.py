@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowbit_nb.blocks import Block, Streams
+from lowbit_nb.blocks import Block
 from lowbit_nb.clipping import LearnedClip
 from lowbit_nb.grid import Grid
 from lowbit_nb.methods.awq import AWQ
@@ -21,8 +21,10 @@ from lowbit_nb.quantize import BlockResult
 from lowbit_nb.reconstruct import Budget, budget, reconstruct
 from lowbit_nb.record import Phases
 from lowbit_nb.scaling import LearnedScaling, Settled
+from lowbit_nb.sites import sites
 from lowbit_nb.stored import AffineWeight
-from lowbit_nb.transforms import Site, current, norms, sites, smoothing
+from lowbit_nb.streams import Streams
+from lowbit_nb.transforms import Site, current, norms, smoothing
 
 
 @dataclass(frozen=True)

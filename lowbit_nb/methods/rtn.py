@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lowbit_nb.blocks import Block, Streams
+from lowbit_nb.blocks import Block
 from lowbit_nb.grid import Grid
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.stored import AffineWeight
+from lowbit_nb.streams import Streams
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ from typing import ClassVar
 
 import torch
 
-from lowbit_nb.blocks import Block, Streams
+from lowbit_nb.blocks import Block
 from lowbit_nb.grid import Grid
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.record import Phases
+from lowbit_nb.sites import sites
 from lowbit_nb.stored import AffineWeight
-from lowbit_nb.transforms import current, norms, scale, sites, smoothing
+from lowbit_nb.streams import Streams
+from lowbit_nb.transforms import current, norms, scale, smoothing
 
 
 @dataclass(frozen=True)

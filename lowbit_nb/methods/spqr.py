@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lowbit_nb.bilevel import Second
-from lowbit_nb.blocks import Block, Streams
+from lowbit_nb.blocks import Block
 from lowbit_nb.feedback import ORDERS, feedback, order
 from lowbit_nb.grid import Grid
 from lowbit_nb.hessian import check_damping, condition, error_share
@@ -20,6 +20,7 @@ from lowbit_nb.outliers import BilevelRounder
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.record import Phases
 from lowbit_nb.sparse import CorrectedWeight
+from lowbit_nb.streams import Streams
 
 
 @dataclass(frozen=True)

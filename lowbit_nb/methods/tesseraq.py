@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from lowbit_nb.blocks import Block, Streams
+from lowbit_nb.blocks import Block
 from lowbit_nb.methods.awq import AWQ
 from lowbit_nb.methods.omniquant import OmniQuant
 from lowbit_nb.quantize import BlockResult
@@ -20,6 +20,7 @@ from lowbit_nb.reconstruct import Budget, budget, reconstruct
 from lowbit_nb.record import Phases
 from lowbit_nb.rounding import SoftRounding, schedule
 from lowbit_nb.scaling import Settled
+from lowbit_nb.streams import Streams
 from lowbit_nb.transforms import current, norms
 
 
