@@ -11,6 +11,8 @@ so it is X.T @ X with a kernel between the tokens: the identity gives the input 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,6 +24,7 @@ from lowbit_nb.blocks import Block
 
 FORMS = ("auto", "direct", "gram", "sketch", "tokens")
 LABELS = ("data", "sampled")
+HALVES = (torch.float16, torch.bfloat16)
 RANK = 64  # rows of the random-sign sketch
 
 
@@ -101,7 +104,8 @@ class LossMetric:
         def take(a: Tensor) -> None:
             if not torch.isfinite(a).all():
                 raise ValueError(f"{name}: the gradient at its output is not finite; lower scale={self.scale:g}")
-            H = self._product(*(t.to(wide).reshape(-1, length, t.shape[-1]) for t in (x, a)))  # OPT flattens its tokens
+            with _tensor_cores(a.dtype in HALVES):
+                H = self._product(*(t.to(wide).reshape(-1, length, t.shape[-1]) for t in (x, a)))  # OPT flattens its tokens
             sums[name] = sums[name].add_(H) if name in sums else H
 
         y.register_hook(take)
@@ -122,6 +126,17 @@ class LossMetric:
             a = a @ (signs.to(a) * 2 - 1).mul_(RANK**-0.5)
         G = (a.mT @ x).flatten(0, 1)
         return G.T @ G
+
+
+@contextmanager
+def _tensor_cores(use: bool) -> Iterator[None]:
+    """Products of tensors that came in a half type may run on a GPU's tensor cores: TF32 holds such numbers exactly."""
+    was = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if use else was)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(was)
 
 
 class _Entrance:

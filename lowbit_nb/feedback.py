@@ -13,12 +13,14 @@ and rounded ones appear: no inverse, no second copy of W being edited.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lowbit_nb import grid as grids
+from lowbit_nb import kernels
 from lowbit_nb.grid import Grid
 from lowbit_nb.hessian import factor
 
@@ -32,6 +34,8 @@ class Rounder(Protocol):
     prepare  is given, before the first column, the weights [d_in, d_out] in visiting order and the cost D [d_in] of each
     start    is given the current values of the columns of a group, [span, d_out]
     round    is given the current value of column j and returns its rounded value, both [d_out]
+    stretch  need not exist: is given original and current values of several columns of one group, [k, d_out], and their part
+             of V [k, k]; returns their rounded values and leaves in T what each was when it was rounded
 
     Source: this project. Differs: no difference.
     """
@@ -71,18 +75,31 @@ def feedback(W: Tensor, H: Tensor, rounder: Rounder, perm: Tensor | None = None,
     Wt_hat, Et = torch.empty_like(Wt), torch.zeros_like(Wt)  # rounded, and original minus rounded, so far
     column_loss = torch.empty_like(D)
     rounder.prepare(Wt, D)
+    together = getattr(rounder, "stretch", None) if kernels.ready(Wt) else None
     for a in range(0, len(Wt), block):
         b = min(a + block, len(Wt))
         T = Wt[a:b] + V[:a, a:b].T @ Et[:a]  # what every earlier block asks of this one
-        for j in range(a, b):
-            if rounder.span and j % rounder.span == 0:
-                rounder.start(j, _current(Wt, Et, V, T, a, b, j, rounder.span))
-            Wt_hat[j] = rounder.round(j, T[j - a])
-            column_loss[j] = (T[j - a] - Wt_hat[j]).square().sum() * D[j]
-            torch.sub(Wt[j], Wt_hat[j], out=Et[j])
-            T[j - a + 1 :].addr_(V[j, j + 1 : b], Et[j])
+        for c, d in _stretches(a, b, rounder.span):
+            if rounder.span and c % rounder.span == 0:
+                rounder.start(c, _current(Wt, Et, V, T, a, b, c, rounder.span))
+            if together:
+                Wt_hat[c:d] = together(c, Wt[c:d], T[c - a : d - a], V[c:d, c:d])
+                torch.sub(Wt[c:d], Wt_hat[c:d], out=Et[c:d])
+                T[d - a :].addmm_(V[c:d, d:b].T, Et[c:d])
+                continue
+            for j in range(c, d):
+                Wt_hat[j] = rounder.round(j, T[j - a])
+                torch.sub(Wt[j], Wt_hat[j], out=Et[j])
+                T[j - a + 1 :].addr_(V[j, j + 1 : b], Et[j])
+        column_loss[a:b] = (T - Wt_hat[a:b]).square().sum(1) * D[a:b]
     W_hat = torch.empty_like(W).index_copy_(1, perm, Wt_hat.T.to(W.dtype))
     return FeedbackResult(W_hat, float(column_loss.sum()), column_loss)
+
+
+def _stretches(a: int, b: int, span: int) -> list[tuple[int, int]]:
+    """Columns a .. b cut wherever a group begins."""
+    cuts = [a, *range((a // span + 1) * span, b, span), b] if span else [a, b]
+    return list(pairwise(cuts))
 
 
 def _current(Wt: Tensor, Et: Tensor, V: Tensor, T: Tensor, a: int, b: int, j: int, span: int) -> Tensor:
@@ -149,6 +166,22 @@ class AffineRounder:
         q = grids.codes(t, s, z, self.grid)
         self.q[j] = q
         return q.sub_(z).mul_(s)
+
+    def stretch(self, j: int, Wt: Tensor, T: Tensor, V: Tensor) -> Tensor:
+        """The nearest marks for columns of one stretch, one after the other (`kernels.columns`).
+
+        Shapes:  Wt, T [k, d_out]; V [k, k]; returns [k, d_out].
+        Units:   those of the weight.
+        Raises:  nothing.
+        Source:  GPTQ, Alg. 1.
+        Differs: no difference.
+        """
+        from lowbit_nb.kernels import columns
+
+        groups = torch.tensor(self.group_of[j : j + len(T)], device=T.device)
+        q, W_hat, _ = columns.walk(Wt, T, V, self.s[groups], self.z[groups], self.grid.q_max, self.grid.stored_zero == "real")
+        self.q[j : j + len(T)] = q
+        return W_hat
 
     def result(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Codes, steps, zero points and, only if the grid needs it to be read back, the permutation.

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowbit_nb import kernels
+
 MAX_BITS = 8
 SHRINK = tuple(1.0 - i / 40 for i in range(33))  # clip search: 100 % of the range down to 20 %, in steps of 2.5 %
 SCALE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -232,10 +234,20 @@ def _search(W_g: Tensor, lo: Tensor, hi: Tensor, importance: Tensor | None, grid
     ruler(lo, hi, grid)  # refuses a range that the scale type cannot hold; shorter rulers are kept above its least step
     s = as_stored(_step(lo, hi, grid) * shrink, grid, floor=True)
     tried = [(s, _zero(lo * shrink, s, grid, nudge)) for nudge in nudges]
-    losses = [_loss(W_g, s_k, z_k, importance, grid, norm) for s, z in tried for s_k, z_k in zip(s, z, strict=True)]
-    best = torch.stack(losses).argmin(0, keepdim=True)  # the first of equals: the longest ruler
-    s, z = (torch.cat(parts).gather(0, best)[0] for parts in zip(*tried, strict=True))
-    return s, z
+    s, z = (torch.cat(parts) for parts in zip(*tried, strict=True))
+    best = _best(W_g, s, z, importance, grid, norm)[None]
+    return s.gather(0, best)[0], z.gather(0, best)[0]
+
+
+def _best(W_g: Tensor, s: Tensor, z: Tensor, importance: Tensor | None, grid: Grid, norm: float) -> Tensor:
+    """The candidate with the least error, for each group; the first of equals: the longest ruler."""
+    if kernels.ready(W_g) and norm == 2 and (importance is None or importance.ndim == 2):
+        from lowbit_nb.kernels import rulers
+
+        flat = rulers.best(W_g.flatten(0, 1), s.flatten(1), z.flatten(1), importance, grid.q_max)
+        return flat.view(W_g.shape[:2])
+    losses = [_loss(W_g, s_k, z_k, importance, grid, norm) for s_k, z_k in zip(s, z, strict=True)]
+    return torch.stack(losses).argmin(0)
 
 
 def _loss(W_g: Tensor, s: Tensor, z: Tensor, importance: Tensor | None, grid: Grid, norm: float) -> Tensor:

@@ -17,51 +17,38 @@ Solve = Callable[[Tensor, Tensor], tuple[StoredWeight, float]]  # W [d_out, d_in
 Split = Callable[[StoredWeight, list[int]], list[StoredWeight]]
 
 
-def by_input(block: Block, streams: Streams, solve: Solve, phases: Phases, split: Split | None = None,
-             sequential: bool = False, shift: bool = False) -> tuple[dict[str, StoredWeight], dict]:
-    """Round a block's layers under the Hessians of their inputs; layers that share an input share one.
+def layer_by_layer(block: Block, streams: Streams, solve: Solve, phases: Phases, split: Split | None = None,
+                   sequential: bool = False, shift: bool = False,
+                   metrics: dict[str, Tensor] | None = None) -> tuple[dict[str, StoredWeight], dict]:
+    """Round a block's layers, each under its metric: the Hessian of its input, or the one that is given.
 
-    shift  aim at the weight that makes up for the error of the inputs (`targets.shifted`); needs both streams
+    sequential  one Hessian pass for each input, the layers before it rounded, instead of one for all
+    shift       aim at the weight that makes up for the error of the inputs (`targets.shifted`); needs both streams
 
-    Shapes:  split takes stacked rows apart again (None: layers of one input are solved one by one).
-    Units:   the second value, {"error_share": {name: tr(E H E.T) / tr(W H W.T)}}, has none.
+    Shapes:  split takes stacked rows apart again (None: layers of one input are solved one by one); metrics
+             {linear name: [d_in, d_in]} or None.
+    Units:   the second value, {"error_share": {name: tr(E H E.T) / tr(W H W.T)}}, has none; strengths of the shift beside it.
     Raises:  ValueError as `solve` (message names the layers).
-    Source:  GPTQ, Alg. 1; sequential (a Hessian pass for each input, the layers before it rounded) as in its code.
+    Source:  GPTQ, Alg. 1; OAC, Alg. 1.
     Differs: rows of layers that share an input may be stacked: one factor, one run.
     """
-    X = streams.quant
-    shared = block.shared_inputs(X[:1])
+    X, given = streams.quant, metrics is not None
+    shared = [[name] for name in block.linears] if X is None else block.shared_inputs(X[:1])
     done: dict[str, StoredWeight] = {}
     story: dict = {"error_share": {}} | ({"shift": {}} if shift else {})
     with phases("hessian"):
-        waiting = [] if sequential or shift else block.hessians(X, shared)
+        waiting = [] if given or sequential or shift else block.hessians(X, shared)
     for names in shared:
         swapped = {name: w.dequantize(X.dtype) for name, w in done.items()} if sequential else {}
         with phases("hessian"):
             pair = mismatch(block, streams.full, X, names[0], swapped) if shift else None
-            H = pair.H if pair else (waiting.pop(0) if waiting else block.hessians(X, [names], swapped)[0]).H
-        for together in [names] if split else [[name] for name in names]:
+            H = None if given else pair.H if pair else (waiting.pop(0) if waiting else block.hessians(X, [names], swapped)[0]).H
+        for together in [names] if split and not given else [[name] for name in names]:
             with phases("solve"), block.naming(*together):
                 W = torch.cat([block.weight(name).float() for name in together])
                 if pair:
                     W, story["shift"][together[0]] = shifted(W, pair)
-                stored, story["error_share"][together[0]] = solve(W, H)
+                stored, story["error_share"][together[0]] = solve(W, metrics[together[0]].float() if given else H)
             sizes = [block.linears[name].out_features for name in together]
             done |= dict(zip(together, split(stored, sizes) if split else [stored], strict=True))
     return {name: done[name] for name in block.linears}, story
-
-
-def by_metric(block: Block, metrics: dict[str, Tensor], solve: Solve, phases: Phases) -> tuple[dict[str, StoredWeight], dict]:
-    """Round a block's layers, each under a metric of its own.
-
-    Shapes:  metrics {linear name: [d_in, d_in]}.
-    Units:   as `by_input`, under the metric.
-    Raises:  ValueError as `solve` (message names the layer).
-    Source:  OAC, Alg. 1.
-    Differs: no difference.
-    """
-    done, share = {}, {}
-    for name in block.linears:
-        with phases("solve"), block.naming(name):
-            done[name], share[name] = solve(block.weight(name).float(), metrics[name].float())
-    return done, {"error_share": share}

@@ -138,6 +138,24 @@ class BilevelRounder:
         self.kept[j] = torch.where((t - dense).square() * self.D[j] > self.tau, t - dense, 0.0).to(torch.float16)
         return dense + self.kept[j].float()
 
+    def stretch(self, j: int, Wt: Tensor, T: Tensor, V: Tensor) -> Tensor:
+        """As `round`, for columns of one stretch, one after the other (`kernels.columns`).
+
+        Shapes:  Wt, T [k, d_out]; V [k, k]; returns [k, d_out].
+        Units:   those of the weight.
+        Raises:  nothing.
+        Source:  SpQR, Alg. 1.
+        Differs: as `round`.
+        """
+        from lowbit_nb.kernels import columns
+
+        rows, D = slice(j, j + len(T)), self.D[j : j + len(T)]
+        s, z = self.s.expand_as(T), self.z.expand_as(T)
+        self.q[rows], W_hat, kept = columns.walk(Wt, T, V, s, z, self.grid.q_max, True, D, self.tau)
+        if kept.numel():
+            self.kept[rows] = kept
+        return W_hat
+
     def result(self) -> CorrectedWeight:
         """The stored form.
 

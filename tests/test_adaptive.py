@@ -13,10 +13,11 @@ from torch.nn.functional import cross_entropy
 import lowbit_nb as lb
 from lowbit_nb.adaptive import LossMetric, LossView
 from lowbit_nb.blocks import catch
-from lowbit_nb.layerwise import by_input, by_metric
+from lowbit_nb.layerwise import layer_by_layer
 from lowbit_nb.methods import GPTQ, OAC
 from lowbit_nb.quantize import quantize
 from lowbit_nb.record import Phases, Quantized
+from lowbit_nb.targets import mismatch, shifted
 from tests import tiny
 from tests.walks import equal
 
@@ -393,6 +394,22 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_integers(tmp_path, settings)
     assert equal(quantize(tiny.subject(), method, tiny.windows(), tmp_path, progress=False), once)
 
 
+@pytest.mark.parametrize("sequential", [False, True])
+def test_the_shifted_target_is_that_of_the_inputs_rounded_under_the_loss(sequential):
+    block, X = (found := catch(tiny.model(), tiny.windows().ids))[0][0], found[1]
+    wrong = X + 0.1 * torch.randn(X.shape)
+    metrics = {name: torch.diag(torch.rand(block.weight(name).shape[1]) + 0.1) for name in block.linears}
+    view = SimpleNamespace(quant=wrong, full=X, loss=lambda block, X: metrics)
+    method = OAC(GPTQ(lb.Grid(4, 16), shift=True), sequential)
+    assert method.streams == ("full", "quant", "loss")
+    result = method.quantize_block(block, view)
+    first = block.shared_inputs(X[:1])[0]
+    for name in first:
+        target, strength = shifted(block.weight(name).float(), mismatch(block, X, wrong, first[0]))
+        assert strength > 0 and result.trace["shift"][name] == strength
+        assert torch.equal(result.weights[name].q, method.backend.quantize_layer(target, metrics[name])[0].q)
+
+
 def test_under_the_input_hessian_it_is_gptq():
     block, X = (found := catch(tiny.model(), tiny.windows().ids))[0][0], found[1]
     shared = block.shared_inputs(X[:1])
@@ -402,8 +419,8 @@ def test_under_the_input_hessian_it_is_gptq():
     assert list(oac.weights) == list(plain.weights)
     for name, w in plain.weights.items():
         assert torch.equal(oac.weights[name].q, w.q) and torch.equal(oac.weights[name].s, w.s)
-    alone = by_metric(block, metrics, BACKEND.quantize_layer, Phases())[1]["error_share"]
-    assert alone == by_input(block, view, BACKEND.quantize_layer, Phases())[1]["error_share"]
+    alone = layer_by_layer(block, view, BACKEND.quantize_layer, Phases(), metrics=metrics)[1]["error_share"]
+    assert alone == layer_by_layer(block, view, BACKEND.quantize_layer, Phases())[1]["error_share"]
 
 
 def test_rounding_under_the_loss_serves_the_loss():
@@ -447,7 +464,7 @@ def test_settings_that_mean_nothing_are_refused_before_any_work(settings, words)
             make(**settings)
 
 
-@pytest.mark.parametrize("setting", ["shift", "sequential"])
+@pytest.mark.parametrize("setting", ["sequential"])
 def test_a_backend_s_setting_that_would_be_ignored_is_refused(setting):
     with pytest.raises(ValueError, match=setting):
         OAC(GPTQ(lb.Grid(2, 16), **{setting: True}))

@@ -14,6 +14,8 @@ from tests.layers import NUMERIC, PACKAGE, ROOT, files, layers, module_name, par
 # (method, the method it starts from): a method may import another one only as its initialiser.
 INITIALISERS = {("tesseraq", "awq"), ("tesseraq", "omniquant"), ("omniquant", "awq"), ("oac", "gptq"), ("oac", "spqr")}
 
+KERNELS = {"kernels": ("triton",)}  # the one numeric room that may use more than torch
+
 FILES = [str(path.relative_to(ROOT)) for path in files()]
 
 
@@ -70,7 +72,7 @@ def problems(path: Path, text: str, table: dict[str, int]) -> list[str]:
                     f"{where}: {room} (layer {table[room]}) imports {other} (layer {table[other]}), "
                     "which is not downward"
                 )
-        elif table[room] in NUMERIC and top != "torch" and top not in sys.stdlib_module_names:
+        elif table[room] in NUMERIC and top not in {"torch", *KERNELS.get(room, ())} and top not in sys.stdlib_module_names:
             found.append(
                 f"{where}: {room} is numeric and may import torch and the standard library only, not {top}"
             )

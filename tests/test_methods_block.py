@@ -158,7 +158,7 @@ def test_scaling_and_clipping_lower_the_block_loss() -> None:
     Y = block.run(X)
 
     def loss(method: AWQ) -> float:
-        result = method.quantize_block(block, lb.blocks.Streams(None, X))
+        result = method.quantize_block(block, lb.streams.Streams(None, X))
         exchanged = {n: w.dequantize() for n, w in result.weights.items()} | {n: t.float() for n, t in result.params.items()}
         return float((block.run(X, exchanged) - Y).square().mean())
 
@@ -233,7 +233,7 @@ def test_a_killed_run_goes_on_to_the_same_integers(name: str, tmp_path: Path, mo
     method = METHODS[name]
     original = type(method).quantize_block
 
-    def dying(self: Method, block: Block, streams: lb.blocks.Streams) -> object:
+    def dying(self: Method, block: Block, streams: lb.streams.Streams) -> object:
         if block.index == 2:
             raise Killed
         return original(self, block, streams)
@@ -281,7 +281,7 @@ def test_integers_are_marks_beside_the_weight_on_the_starts_ruler() -> None:
     block, X = entrance()
     start = AWQ(GRID)
     params, rulers = start.begin(block, X, None, Phases())
-    result = TesseraQ(start, SHORT, reach=0.2 * SHORT.steps).quantize_block(block, lb.blocks.Streams(X.clone(), X.clone()))
+    result = TesseraQ(start, SHORT, reach=0.2 * SHORT.steps).quantize_block(block, lb.streams.Streams(X.clone(), X.clone()))
     moved = 0
     for name, w in result.weights.items():
         s, z = rulers[name]
@@ -298,7 +298,7 @@ def test_integers_are_marks_beside_the_weight_on_the_starts_ruler() -> None:
 def test_scale_tuning_can_be_left_out() -> None:
     block, X = entrance()
     _, rulers = AWQ(GRID).begin(block, X, None, Phases())
-    fixed = TesseraQ(AWQ(GRID), SHORT, tune_scale=False).quantize_block(block, lb.blocks.Streams(X.clone(), X.clone()))
+    fixed = TesseraQ(AWQ(GRID), SHORT, tune_scale=False).quantize_block(block, lb.streams.Streams(X.clone(), X.clone()))
     assert all(torch.equal(w.s.float(), rulers[n][0]) for n, w in fixed.weights.items())
 
 
@@ -306,9 +306,9 @@ def test_each_block_starts_where_its_start_ends() -> None:
     """The first loss told is that of AWQ's own integers in this block."""
     block, X = entrance()
     Y = block.run(X)
-    streams = lb.blocks.Streams(X.clone(), X.clone())
+    streams = lb.streams.Streams(X.clone(), X.clone())
     awq = AWQ(GRID).quantize_block(block, streams)
-    story = TesseraQ(AWQ(GRID), SHORT).quantize_block(block, lb.blocks.Streams(X.clone(), X.clone())).trace
+    story = TesseraQ(AWQ(GRID), SHORT).quantize_block(block, lb.streams.Streams(X.clone(), X.clone())).trace
     exchanged = {n: w.dequantize() for n, w in awq.weights.items()} | {n: t.float() for n, t in awq.params.items()}
     assert story["start"] == pytest.approx(float((block.run(X, exchanged) - Y).square().sum(-1).mean()), rel=1e-4)
 
@@ -356,7 +356,7 @@ def test_one_block_of_the_bundled_subject() -> None:
     windows = lb.text.calibration(subject.tokenizer, n=4, length=48)
     blocks, X = catch(subject.model, windows.ids)
     method = TesseraQ(AWQ(Grid(2, 64)), Budget(3, 3, 2))
-    result = method.quantize_block(blocks[0], lb.blocks.Streams(X.clone(), X.clone()))
+    result = method.quantize_block(blocks[0], lb.streams.Streams(X.clone(), X.clone()))
     assert result.trace["end"] < result.trace["start"]
     assert set(result.weights) == set(blocks[0].linears) and len(result.params) == 2
 

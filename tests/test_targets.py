@@ -8,7 +8,7 @@ from torch import Tensor
 
 import lowbit_nb as lb
 from lowbit_nb.blocks import Block, catch
-from lowbit_nb.layerwise import by_input
+from lowbit_nb.layerwise import layer_by_layer
 from lowbit_nb.methods import GPTQ, SpQR
 from lowbit_nb.quantize import quantize
 from lowbit_nb.record import Phases
@@ -172,7 +172,7 @@ def test_the_shift_gives_back_more_of_the_original_output(streams, method):
 
     def misfits(shift: bool) -> dict[str, float]:
         sequential = getattr(method, "sequential", False)
-        weights, story = by_input(block, both, method.quantize_layer, Phases(), None, sequential, shift)
+        weights, story = layer_by_layer(block, both, method.quantize_layer, Phases(), None, sequential, shift)
         assert ("shift" in story) == shift and all(0 <= a <= 1 for a in story.get("shift", {}).values())
         out = {}
         for names in block.shared_inputs(quant[:1]):

@@ -14,7 +14,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,9 @@ import lowbit_nb as lb
 GRIDS = [lb.Grid(b, group=g) for b, g in ((4, 64), (3, 64), (2, 32), (2, 64), (2, 128))]
 W2G64 = lb.Grid(2, group=64)
 MAIN = [W2G64, lb.Grid(2, group=128), lb.Grid(3, group=64)]
+SMALL = {b: lb.Grid(b, group=16, zero_inside=False) for b in (2, 3, 4)}  # grids that SpQR codes
+LOSS = [lb.GPTQ(grid, damp=0.1) for grid in (*MAIN, lb.Grid(4, group=64))]  # backends under the end loss
+SHIFTED = [replace(backend, shift=True) for backend in LOSS]
 METHODS = {
     "RTN": [lb.RTN(grid) for grid in GRIDS],
     "RTN, range searched": [lb.RTN(grid, clip="mse") for grid in GRIDS],
@@ -35,8 +38,23 @@ METHODS = {
     "GPTQ, static groups": [lb.GPTQ(W2G64, groups="static")],
     "GPTQ, static groups, act order": [lb.GPTQ(W2G64, groups="static", order="act")],
     "GPTQ, range not searched": [lb.GPTQ(W2G64, clip="minmax")],
-    "GPTQ, damp 0.1": [lb.GPTQ(W2G64, damp=0.1)],
+    "GPTQ, damp 0.1": LOSS,
     "GPTQ, shrink 0.1": [lb.GPTQ(W2G64, shrink=0.1)],
+    "GPTQ, shifted target": SHIFTED,
+    "OAC+GPTQ": [lb.OAC(backend) for backend in LOSS],
+    "OAC+GPTQ, single pass": [lb.OAC(backend, sequential=False) for backend in LOSS],
+    "OAC+GPTQ, tokens form": [lb.OAC(backend, form="tokens") for backend in LOSS],
+    "OAC+GPTQ, tokens form, single pass": [lb.OAC(backend, form="tokens", sequential=False) for backend in LOSS],
+    "OAC+GPTQ, sampled labels": [lb.OAC(backend, labels="sampled") for backend in LOSS],
+    "OAC+GPTQ, shifted target": [lb.OAC(backend) for backend in SHIFTED],
+    "OAC+GPTQ, tokens form, shifted target": [lb.OAC(backend, form="tokens") for backend in SHIFTED],
+    "GPTQ, small groups": [lb.GPTQ(lb.Grid(b, group=g)) for b, g in ((3, 16), (3, 32), (3, 128), (4, 32), (4, 128), (2, 16))],
+    "SpQR": [lb.SpQR(), lb.SpQR(SMALL[2]), lb.SpQR(SMALL[4])],
+    "SpQR, no outliers": [lb.SpQR(grid, threshold=float("inf")) for grid in SMALL.values()],
+    "SpQR, few outliers": [lb.SpQR(grid, threshold=1.0) for grid in SMALL.values()],
+    "SpQR, damp 1": [lb.SpQR(damp=1.0)],
+    "OAC+SpQR": [lb.OAC(lb.SpQR(grid)) for grid in SMALL.values()],
+    "OAC+SpQR, tokens form": [lb.OAC(lb.SpQR(grid), form="tokens") for grid in SMALL.values()],
     "AWQ": [lb.AWQ(grid) for grid in GRIDS[1:]],
     "AWQ, clip only": [lb.AWQ(W2G64, scaling=False)],
     "OmniQuant, fast": [lb.OmniQuant(grid) for grid in MAIN],

@@ -15,7 +15,7 @@ from lowbit_nb.blocks import Block
 from lowbit_nb.feedback import ORDERS, AffineRounder, feedback, order
 from lowbit_nb.grid import Grid
 from lowbit_nb.hessian import check_damping, condition, error_share
-from lowbit_nb.layerwise import by_input
+from lowbit_nb.layerwise import layer_by_layer
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.record import Phases
 from lowbit_nb.stored import AffineWeight
@@ -65,7 +65,7 @@ class GPTQ:
         Differs: rows of layers that share an input are stacked.
         """
         phases = Phases()
-        weights, story = by_input(block, streams, self.quantize_layer, phases, split, self.sequential, self.shift)
+        weights, story = layer_by_layer(block, streams, self.quantize_layer, phases, split, self.sequential, self.shift)
         return BlockResult(weights, story | {"phases": phases})
 
     def quantize_layer(self, W: Tensor, H: Tensor) -> tuple[AffineWeight, float]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowbit_nb.adaptive import LossMetric, LossView
 from lowbit_nb.blocks import Block
 from lowbit_nb.grid import Grid
-from lowbit_nb.layerwise import by_metric
+from lowbit_nb.layerwise import layer_by_layer
 from lowbit_nb.methods.gptq import GPTQ
 from lowbit_nb.methods.spqr import SpQR
 from lowbit_nb.quantize import BlockResult
@@ -28,7 +28,9 @@ class OAC:
                 from one pass over the original model
     form, labels, batch, scale   as in `LossMetric`
 
-    Source: OAC, Sec. 3, Alg. 1. Differs: the single pass; damping of the backend is over columns that are alive.
+    A backend with shift=True aims at the shifted target, computed from the inputs, and rounds it under the loss's metric.
+
+    Source: OAC, Sec. 3, Alg. 1. Differs: the single pass, the shifted target; damping is over columns that are alive.
     """
 
     backend: GPTQ | SpQR
@@ -41,13 +43,14 @@ class OAC:
 
     def __post_init__(self) -> None:
         LossMetric(self.form, self.labels, self.batch, self.scale)  # refuses bad settings before any calibration is spent
-        if self.backend.shift or getattr(self.backend, "sequential", False):
-            raise ValueError("the backend's shift and sequential belong to the input Hessian, which OAC replaces; leave them "
-                             "False (OAC has its own sequential)")
+        if getattr(self.backend, "sequential", False):
+            raise ValueError("the backend's sequential belongs to the input Hessian, which OAC replaces; leave it False "
+                             "(OAC has its own)")
 
     @property
     def streams(self) -> tuple[str, ...]:
-        return ("quant", "loss") if self.sequential else ("loss",)
+        inputs = ("full", "quant") if self.backend.shift else ("quant",) if self.sequential else ()
+        return (*inputs, "loss")
 
     @property
     def grid(self) -> Grid:
@@ -77,5 +80,6 @@ class OAC:
         phases = Phases()
         with phases("loss hessian"):
             metrics = streams.loss(block, streams.quant)
-        weights, story = by_metric(block, metrics, self.backend.quantize_layer, phases)
+        weights, story = layer_by_layer(block, streams, self.backend.quantize_layer, phases, shift=self.backend.shift,
+                                        metrics=metrics)
         return BlockResult(weights, story | {"phases": phases})

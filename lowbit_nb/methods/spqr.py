@@ -15,7 +15,7 @@ from lowbit_nb.blocks import Block
 from lowbit_nb.feedback import ORDERS, feedback, order
 from lowbit_nb.grid import Grid
 from lowbit_nb.hessian import check_damping, condition, error_share
-from lowbit_nb.layerwise import by_input
+from lowbit_nb.layerwise import layer_by_layer
 from lowbit_nb.outliers import BilevelRounder
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.record import Phases
@@ -68,7 +68,7 @@ class SpQR:
         Differs: see the class.
         """
         phases = Phases()
-        weights, story = by_input(block, streams, self.quantize_layer, phases, shift=self.shift)
+        weights, story = layer_by_layer(block, streams, self.quantize_layer, phases, shift=self.shift)
         outliers = {name: len(w.values) / (w.shape[0] * w.shape[1]) for name, w in weights.items()}
         return BlockResult(weights, story | {"outliers": outliers, "phases": phases})
 
