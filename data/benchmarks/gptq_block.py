@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lowbit_nb.blocks import catch
 from lowbit_nb.grid import Grid
-from lowbit_nb.methods import GPTQ
+from lowbit_nb.methods import GPTQ, SpQR
 from lowbit_nb.streams import Streams
 
 SHAPES = {"LLaMA-2-7B": dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_key_value_heads=32),
@@ -51,7 +51,7 @@ def hidden_states(n: int, length: int, d: int, device: str, dtype: torch.dtype) 
     return X
 
 
-def measure(shape: str, method: GPTQ, n: int, length: int, device: str) -> dict:
+def measure(shape: str, method: GPTQ | SpQR, n: int, length: int, device: str) -> dict:
     """Quantize the block twice (the first time warms up) and keep the second."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     subject = model(shape, device, dtype)
@@ -80,11 +80,11 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     runs = {}
     for name, method in {"defaults": GPTQ(Grid(2, group=128)),
-                         "static groups": GPTQ(Grid(2, group=128), groups="static")}.items():
+                         "static groups": GPTQ(Grid(2, group=128), groups="static"), "SpQR, 3 bits": SpQR()}.items():
         runs[name] = measure(a.shape, method, a.n, a.length, device)
         print(name, runs[name], flush=True)
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
-    head = {"what": f"GPTQ of one {a.shape}-shaped block, W2 g128, {a.n} x {a.length} tokens", "device": name,
+    head = {"what": f"error feedback on one {a.shape}-shaped block, GPTQ at W2 g128, {a.n} x {a.length} tokens", "device": name,
             "torch": torch.__version__, "python": platform.python_version(), "command": "python " + " ".join(sys.argv)}
     Path(a.out).write_text(json.dumps(head | {"runs": runs}, indent=1) + "\n")
 

@@ -65,6 +65,8 @@ METHODS = {
     "TesseraQ, fast, from OmniQuant": [lb.TesseraQ(lb.OmniQuant(W2G64))],
     "TesseraQ, fast, step not tuned": [lb.TesseraQ(lb.AWQ(W2G64, scaling=False), tune_scale=False)],
     "TesseraQ, fast, the paper's rate": [lb.TesseraQ(lb.AWQ(W2G64, scaling=False), reach=0.05)],
+    "TesseraQ, paper, reach 3": [lb.TesseraQ(lb.AWQ(W2G64, scaling=False), budget="paper", reach=3.0)],
+    "TesseraQ, paper, AWQ scaling too": [lb.TesseraQ(lb.AWQ(W2G64), budget="paper")],
     "TesseraQ, paper": [lb.TesseraQ(lb.AWQ(W2G64, scaling=False), budget="paper")],
 }
 
