@@ -91,8 +91,9 @@ class LossMetric:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         labels = ids[:, 1:].flatten()
         if self.labels == "sampled":
-            p = logits.detach().softmax(-1).to(self.generator.device)
-            labels = torch.multinomial(p, 1, generator=self.generator)[:, 0].to(logits.device)
+            up_to = logits.detach().softmax(-1).cumsum(-1)
+            u = torch.rand(len(logits), 1, generator=self.generator, device=self.generator.device).to(up_to) * up_to[:, -1:]
+            labels = torch.searchsorted(up_to, u, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
         return self.scale * cross_entropy(logits, labels, reduction="sum")
 
     def _tap(self, name: str, sums: dict[str, Tensor], length: int, _: nn.Module, args: tuple, y: Tensor) -> None:

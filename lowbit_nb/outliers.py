@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowbit_nb.bilevel import BilevelWeight, Coded, Second
 from lowbit_nb.feedback import homeward
-from lowbit_nb.grid import Grid
+from lowbit_nb.grid import SHRINK, Grid
 from lowbit_nb.sparse import CorrectedWeight
 
 
@@ -64,6 +64,15 @@ def _lay_with_neighbours(lo: Tensor, hi: Tensor, q_max: int, rows: int) -> tuple
     return torch.where(flat, s_mean, s), torch.where(flat, q - at, z)
 
 
+def _shorter(G: Tensor, lo: Tensor, hi: Tensor, cost: Tensor, q_max: int) -> tuple[Tensor, Tensor]:
+    """The ends, about the same middle, that give each group the least cost. [d_out] each"""
+    middle, half = (lo + hi) / 2, (hi - lo) / 2
+    tried = [half * share for share in SHRINK]
+    costs = [_errors(G, *_lay(middle - h, middle + h, q_max), cost, q_max).sum(1) for h in tried]
+    half = torch.stack(tried).gather(0, torch.stack(costs).argmin(0, keepdim=True))[0]
+    return middle - half, middle + half
+
+
 def _errors(G: Tensor, s: Tensor, z: Tensor, cost: Tensor, q_max: int) -> Tensor:
     q = torch.round(G / s[:, None] + z[:, None]).clamp_(0, q_max)
     return ((q - z[:, None]) * s[:, None] - G).square() * cost
@@ -74,15 +83,17 @@ class BilevelRounder:
 
     threshold  in units of the mean of D_j var(W_j): smaller keeps more; inf keeps nothing
     refit      lay each group's grid without the weights whose absence helps by more than the threshold
+    clip       minmax: a grid spans its group; mse: shorter ones are tried too, as in `grid.fit`
 
     Source: SpQR, Alg. 1. Differs: a correction is added to the nearest mark, not put in the place of the code of zero.
     """
 
     def __init__(self, grid: Grid, second: Second, perm: Tensor, d_out: int, threshold: float = 0.2,
-                 refit: bool = True) -> None:
+                 refit: bool = True, clip: str = "minmax") -> None:
         if grid.stored_zero != "real":
             raise ValueError("coded zero points are real numbers: use a grid with zero_inside=False")
         self.grid, self.second, self.perm, self.threshold, self.refit = grid, second, perm, threshold, refit
+        self.clip = clip
         self.g = self.span = grid.g(len(perm))
         self.q = torch.empty(len(perm), d_out, dtype=torch.uint8, device=perm.device)  # visiting order
         self.kept = torch.zeros(len(perm), d_out, dtype=torch.float16, device=perm.device)
@@ -117,7 +128,10 @@ class BilevelRounder:
             n_in = (~out).sum(1).clamp(min=1)
             mean = (G.masked_fill(out, 0.0).sum(1) / n_in)[:, None]
             G = torch.where(out, mean, G)
-        s, z = _lay_with_neighbours(G.amin(1), G.amax(1), self.grid.q_max, self.second.rows)
+        lo, hi = G.amin(1), G.amax(1)
+        if self.clip == "mse":
+            lo, hi = _shorter(G, lo, hi, self.D[j : j + self.g], self.grid.q_max)
+        s, z = _lay_with_neighbours(lo, hi, self.grid.q_max, self.second.rows)
         self.scales.append(Coded.of(s[:, None], self.second.scale_bits, self.second.rows))
         self.zeros.append(Coded.of(z[:, None], self.second.zero_bits, self.second.rows))
         self.s, self.z = self.scales[-1].value()[:, 0], self.zeros[-1].value()[:, 0]

@@ -61,6 +61,9 @@ class Quantized:
     trace: list[dict]
     params: dict[str, Tensor] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Quantized({self.title}: {len(self.weights)} layers, {self.bits().per_weight:.3f} bits a weight)"
+
     def bits(self) -> BitBudget:
         """The itemised size of all stored weights.
 

@@ -101,6 +101,7 @@ def scaled(block: Block, site: Site, s: Tensor, params: dict[str, Tensor]) -> di
     Source:  as `scale`.
     Differs: as `scale`.
     """
+    s = s.to(next(block.module.parameters()).device)
     out, down, up = dict(params), s, site.expand(s)
     if site.kind == "rotary":
         pairs = s.reshape(-1, 1, site.head_dim // 2).repeat(1, 2, 1).flatten(1)  # [key heads, head_dim]

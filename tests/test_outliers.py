@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lowbit_nb as lb
-from lowbit_nb import stored
+from lowbit_nb import outliers, stored
 from lowbit_nb.bilevel import BilevelWeight, Coded, Second
 from lowbit_nb.feedback import ORDERS, feedback, order
 from lowbit_nb.grid import Grid
@@ -411,6 +411,22 @@ def test_with_no_threshold_to_speak_of_nothing_is_lost(generator):
     assert share < 1e-6 and float((found.dequantize() - W).abs().max()) < 0.01
 
 
+def test_a_searched_grid_is_the_best_of_the_shorter_ones(generator):
+    G, cost = torch.randn(6, 16, generator=generator).pow(3), torch.rand(16, generator=generator) + 0.1
+    lo, hi = outliers._shorter(G, G.amin(1), G.amax(1), cost, 7)
+    for row, least in enumerate(outliers._errors(G, *outliers._lay(lo, hi, 7), cost, 7).sum(1)):
+        middle, half = (G[row].max() + G[row].min()) / 2, (G[row].max() - G[row].min()) / 2
+        tried = []
+        for i in range(33):
+            s = 2 * half * (1 - i / 40) / 7
+            q = ((G[row] - middle + half * (1 - i / 40)) / s).round().clamp(0, 7)
+            tried.append(float(((q * s + middle - half * (1 - i / 40) - G[row]).square() * cost).sum()))
+        assert float(least) == pytest.approx(min(tried), rel=1e-4)
+    W, H = torch.randn(16, 32, generator=generator).pow(3), torch.eye(32)
+    errors = [lb.SpQR(threshold=float("inf"), clip=clip).quantize_layer(W, H)[1] for clip in ("minmax", "mse")]
+    assert errors[1] < errors[0]
+
+
 def test_infinity_keeps_nothing_and_the_refit_is_of_no_concern(generator):
     W, H = problem(32, 64, generator)
     one, other = (SpQR(threshold=float("inf"), refit=refit).quantize_layer(W.float(), H.float())[0] for refit in (True, False))
@@ -552,6 +568,7 @@ def test_other_precisions_of_the_subject(dtype, method):
         (lambda: SpQR(threshold=0.0), "threshold=0.0 must be positive"),
         (lambda: SpQR(threshold=float("nan")), "threshold=nan must be positive"),
         (lambda: SpQR(order="random"), "order='random' is unknown"),
+        (lambda: SpQR(clip="huber"), "clip=.huber. is unknown"),
         (lambda: SpQR(damp=-1.0), "damp=-1.0 must be at least 0"),
         (lambda: Second(0), "need 1 to 8 bits"),
         (lambda: Second(3, 9), "need 1 to 8 bits"),

@@ -52,6 +52,8 @@ METHODS = {
     "SpQR": [lb.SpQR(), lb.SpQR(SMALL[2]), lb.SpQR(SMALL[4])],
     "SpQR, no outliers": [lb.SpQR(grid, threshold=float("inf")) for grid in SMALL.values()],
     "SpQR, few outliers": [lb.SpQR(grid, threshold=1.0) for grid in SMALL.values()],
+    "SpQR, searched grids": [lb.SpQR(lb.Grid(b, group=g, zero_inside=False), threshold=1.0, clip="mse")
+                             for b in (2, 3, 4) for g in (32, 64)],
     "SpQR, damp 1": [lb.SpQR(damp=1.0)],
     "OAC+SpQR": [lb.OAC(lb.SpQR(grid)) for grid in SMALL.values()],
     "OAC+SpQR, tokens form": [lb.OAC(lb.SpQR(grid), form="tokens") for grid in SMALL.values()],

@@ -6,7 +6,7 @@ in a thousand that would cost most stay outside the grid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -29,7 +29,8 @@ class SpQR:
 
     second     bits of steps and zero points, and the rows that share their grid
     threshold  cost, over the mean of D var(W), above which a weight stays outside; smaller keeps more, inf none
-    refit      lay a group's grid without its outliers        order, damp, shrink, shift   as in GPTQ
+    refit      lay a group's grid without its outliers        clip     minmax, or mse: shorter grids are tried
+    order, damp, shrink, shift   as in GPTQ
 
     Source: SpQR, Sec. 4, Alg. 1; 3 bits, groups of 16, threshold 0.2 as in its near-lossless recipe.
     Differs: outliers are corrections; leave-one-out by two refits; the default order keeps groups whole; damping 0.01 (the
@@ -37,17 +38,19 @@ class SpQR:
     """
 
     grid: Grid = Grid(3, group=16, zero_inside=False)
-    second: Second = field(default=Second())
+    second: Second = Second()
     threshold: float = 0.2
     refit: bool = True
+    clip: str = "minmax"
     order: str = "gar"
     damp: float = 0.01
     shrink: float = 0.0
     shift: bool = False
 
     def __post_init__(self) -> None:
-        if self.order not in ORDERS:
-            raise ValueError(f"order={self.order!r} is unknown; use one of {', '.join(ORDERS)}")
+        for name, known in {"order": ORDERS, "clip": ("minmax", "mse")}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}")
         if self.grid.stored_zero != "real":
             raise ValueError("SpQR codes real zero points: use a grid with zero_inside=False and symmetric=False")
         if not self.threshold > 0:
@@ -83,7 +86,7 @@ class SpQR:
         """
         Hc, dead = condition(H, self.damp, self.shrink)
         perm = order(Hc, self.order, self.grid.g(W.shape[1]))
-        rounder = BilevelRounder(self.grid, self.second, perm, W.shape[0], self.threshold, self.refit)
+        rounder = BilevelRounder(self.grid, self.second, perm, W.shape[0], self.threshold, self.refit, self.clip)
         feedback(W.masked_fill(dead, 0.0), Hc, rounder, perm)
         stored = rounder.result()
         return stored, error_share(W, stored.dequantize(), H)
