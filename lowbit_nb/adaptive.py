@@ -168,7 +168,7 @@ class _Entrance:
 class LossView:
     """The metric of one run, block by block: from one pass over the original model, or each block behind the quantized ones.
 
-    Source: OAC, Alg. 1 (sequential). Differs: the single pass.
+    Source: OAC, Alg. 1 (sequential). Differs: the single pass, or one for every few blocks where memory is short.
     """
 
     metric: LossMetric
@@ -177,6 +177,7 @@ class LossView:
     blocks: list[Block]
     sequential: bool = False
     seed: int = 0
+    at_once: int | None = None  # blocks whose Hessians are held together; None: all
     known: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __call__(self, block: Block, X: Tensor | None) -> dict[str, Tensor]:
@@ -192,8 +193,10 @@ class LossView:
         if self.sequential:
             found = self.metric.hessians(self.model, self.ids, _named([block]), block, X)
         else:
-            if not self.known:
-                self.known = self.metric.hessians(self.model, self.ids, _named(self.blocks))
+            if not _named([block]).keys() <= self.known.keys():
+                few = self.at_once or len(self.blocks)
+                first = block.index // few * few
+                self.known = self.metric.hessians(self.model, self.ids, _named(self.blocks[first : first + few]))
             found = {name: self.known.pop(name) for name in _named([block])}
         return {name.removeprefix(f"{block.name}."): H for name, H in found.items()}
 

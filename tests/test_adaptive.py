@@ -380,6 +380,7 @@ def test_the_walk_rounds_every_layer_and_leaves_the_subject_alone(kind, in_turn)
         {},
         {"sequential": False},
         {"sequential": False, "form": "sketch"},
+        {"sequential": False, "form": "sketch", "at_once": 2},
         {"sequential": False, "labels": "sampled"},
         {"form": "sketch"},
         {"labels": "sampled"},
@@ -408,6 +409,14 @@ def test_the_shifted_target_is_that_of_the_inputs_rounded_under_the_loss(sequent
         target, strength = shifted(block.weight(name).float(), mismatch(block, X, wrong, first[0]))
         assert strength > 0 and result.trace["shift"][name] == strength
         assert torch.equal(result.weights[name].q, method.backend.quantize_layer(target, metrics[name])[0].q)
+
+
+@pytest.mark.parametrize("labels", ["data", "sampled"])
+def test_hessians_of_a_few_blocks_at_once_are_those_of_all(labels):
+    subject, windows = tiny.subject(), tiny.windows()
+    whole = quantize(subject, OAC(BACKEND, False, labels=labels), windows, progress=False)
+    assert len(whole.trace) > 1
+    assert equal(quantize(subject, OAC(BACKEND, False, labels=labels, at_once=1), windows, progress=False), whole)
 
 
 def test_under_the_input_hessian_it_is_gptq():
@@ -462,6 +471,12 @@ def test_settings_that_mean_nothing_are_refused_before_any_work(settings, words)
     for make in (LossMetric, lambda **s: OAC(BACKEND, **s)):
         with pytest.raises(ValueError, match=words):
             make(**settings)
+
+
+@pytest.mark.parametrize("settings", [dict(at_once=0, sequential=False), dict(at_once=2)])
+def test_blocks_at_once_belong_to_the_single_pass(settings):
+    with pytest.raises(ValueError, match="needs sequential=False"):
+        OAC(BACKEND, **settings)
 
 
 @pytest.mark.parametrize("setting", ["sequential"])

@@ -1,12 +1,14 @@
 """Explorers: widgets that compute and draw in the browser, so they also live in an exported page.
 
     live.grid_explorer(W)       bits, group size, clip, zero point -> where weights land, error, bits
-    live.hessian_explorer(H)    damping, column order -> conditioning, factor, spread of one error
+    live.hessian_explorer(H)    damping, column order -> conditioning, factor, spread of one error;
+                                with other=H2 two metrics side by side: spectra, columns that each calls salient
+    live.outlier_explorer(W, H)     threshold -> which weights leave SpQR's grid, their bits, the error
     live.packing_explorer(...)  bits, row length, layout -> which bit of which word holds a column
     live.rounding_player(...)   round, layer -> when each weight's rounding is decided, and what deciding costs
     live.salience_explorer(W, H)    criterion, exponent, channels kept -> which inputs matter, scales, error
 
-Each also carries four stored pictures and a sentence with the numbers, for readers who have not run the cell.
+Each also carries a few stored pictures and a sentence with the numbers, for readers who have not run the cell.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from __future__ import annotations
 from lowbit_nb.live.base import Explorer, Frame
 from lowbit_nb.live.grids import GridExplorer, grid_explorer
 from lowbit_nb.live.hessians import HessianExplorer, hessian_explorer
+from lowbit_nb.live.outliers import OutlierExplorer, outlier_explorer
 from lowbit_nb.live.packings import PackingExplorer, packing_explorer
+from lowbit_nb.live.pairs import MetricPair
 from lowbit_nb.live.roundings import RoundingPlayer, rounding_player
 from lowbit_nb.live.saliences import SalienceExplorer, salience_explorer
 
@@ -23,11 +27,14 @@ __all__ = [
     "Frame",
     "GridExplorer",
     "HessianExplorer",
+    "MetricPair",
+    "OutlierExplorer",
     "PackingExplorer",
     "RoundingPlayer",
     "SalienceExplorer",
     "grid_explorer",
     "hessian_explorer",
+    "outlier_explorer",
     "packing_explorer",
     "rounding_player",
     "salience_explorer",

@@ -14,6 +14,7 @@ from lowbit_nb import show
 from lowbit_nb.feedback import ORDERS, order
 from lowbit_nb.hessian import condition, factor
 from lowbit_nb.live.base import Explorer, Frame, module, packed, percent, styles
+from lowbit_nb.live.pairs import MetricPair
 
 MOST_COLUMNS = 256
 MOST_ROWS = 8
@@ -143,17 +144,24 @@ def hessian_explorer(
     name: str = "a layer",
     group: int = 64,
     bits: int = 3,
-) -> HessianExplorer:
-    """A widget about one layer's input Hessian; make it the last expression of a cell.
+    other: Tensor | None = None,
+    labels: tuple[str, str] = ("input", "loss"),
+) -> HessianExplorer | MetricPair:
+    """A widget about one layer's input Hessian, or about two metrics of it; make it the last expression of a cell.
 
-    Above 256 columns, 256 evenly spaced ones are kept (of H, W and names), and the title says so.
+    Above 256 columns, 256 evenly spaced ones are kept (of H, W and names), and the title says so.  With `other` the two
+    are compared side by side, each scaled to a mean diagonal of 1; `labels` are their names.
 
-    Shapes:  H [d, d], or several metrics by name; W [rows, d] (8 are used) or None; names d strings.
+    Shapes:  H [d, d], or several metrics by name; W [rows, d] (8 are used) or None; names d strings; other [d, d] or None.
     Units:   those of the inputs, squared.
-    Raises:  ValueError if H is not square, symmetric and finite, or W or names do not fit it.
+    Raises:  ValueError if H or other is not square, symmetric and finite, or W, names or labels do not fit.
     Source:  this project.
     Differs: no difference.
     """
+    if other is not None:
+        if isinstance(H, dict) or len(set(labels)) != 2:
+            raise ValueError(f"with other, give one matrix as H and two different labels; got {type(H).__name__}, {labels}")
+        H = dict(zip(labels, (H, other), strict=True))
     metrics = {k: _checked(k, M) for k, M in (H.items() if isinstance(H, dict) else [("input", H)])}
     d = len(next(iter(metrics.values())))
     names = [f"input {i}" for i in range(d)] if names is None else [str(n) for n in names]
@@ -171,7 +179,7 @@ def hessian_explorer(
     )
     metrics = {k: M[keep][:, keep].contiguous() for k, M in metrics.items()}
     n = len(keep)
-    return HessianExplorer(
+    return (HessianExplorer if other is None else MetricPair)(
         metrics,
         None if W is None else W[:, keep].contiguous(),
         [names[i] for i in keep.tolist()],

@@ -26,6 +26,7 @@ class OAC:
 
     sequential  the Hessians of a block come from a model whose blocks before are quantized (a pass a block); otherwise all
                 from one pass over the original model
+    at_once     blocks whose Hessians are held together in that one pass, which is then made anew for the next ones; None: all
     form, labels, batch, scale   as in `LossMetric`
 
     A backend with shift=True aims at the shifted target, computed from the inputs, and rounds it under the loss's metric.
@@ -40,9 +41,13 @@ class OAC:
     batch: int = 4
     scale: float = 1.0
     seed: int = 0
+    at_once: int | None = None
 
     def __post_init__(self) -> None:
         LossMetric(self.form, self.labels, self.batch, self.scale)  # refuses bad settings before any calibration is spent
+        if self.at_once is not None and (self.at_once < 1 or self.sequential):
+            raise ValueError(f"at_once={self.at_once} must be at least 1 and needs sequential=False: the sequential schedule "
+                             "holds one block's Hessians anyway")
         if getattr(self.backend, "sequential", False):
             raise ValueError("the backend's sequential belongs to the input Hessian, which OAC replaces; leave it False "
                              "(OAC has its own)")
@@ -66,7 +71,7 @@ class OAC:
         Differs: no difference.
         """
         metric = LossMetric(self.form, self.labels, self.batch, self.scale)
-        return LossView(metric, model, ids, blocks, self.sequential, self.seed)
+        return LossView(metric, model, ids, blocks, self.sequential, self.seed, self.at_once)
 
     def quantize_block(self, block: Block, streams: Streams) -> BlockResult:
         """Ask the loss about one block's layers and let the backend round them.

@@ -1,0 +1,224 @@
+"""The outlier explorer without kernel or network, and in JupyterLab: the package's numbers, names, pointer, keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from browser_lab import Lab, Tab
+from browser_pages import page as page_of
+
+from lowbit_nb import live
+from lowbit_nb.live.base import percent
+
+SOURCE = """import torch
+from lowbit_nb import live
+generator = torch.Generator().manual_seed(1)
+W, X = torch.randn(32, 128, generator=generator), torch.randn(400, 128, generator=generator)
+W[torch.rand(32, 128, generator=generator) < 0.01] *= 5
+X = (X + 0.5 * X.roll(1, 1)) * torch.linspace(0.3, 2, 128)
+live.outlier_explorer(W, X.T @ X / 400, name="test layer")"""
+
+
+def made() -> live.OutlierExplorer:
+    scope: dict = {}
+    *before, last = SOURCE.splitlines()
+    exec("\n".join(before), scope)
+    return eval(last, scope)
+
+
+@pytest.fixture(scope="module")
+def explorer() -> live.OutlierExplorer:
+    return made()
+
+
+@pytest.fixture(scope="module")
+def context(browser: object) -> Iterator[object]:
+    offline = browser.new_context(offline=True, viewport={"width": 1080, "height": 1000}, reduced_motion="reduce")
+    yield offline
+    offline.close()
+
+
+def opened(context: object, widget: live.Explorer, dark: bool = False) -> tuple[object, list[str]]:
+    page, problems = context.new_page(), []
+    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda e: problems.append(str(e)))
+    page.set_content(page_of(widget, dark))
+    page.wait_for_function("() => window.ready", timeout=30_000)
+    page.wait_for_selector(".lb-live svg")
+    return page, problems
+
+
+def data(page: object, name: str) -> str:
+    return page.locator(".lb-live").get_attribute(f"data-{name}")
+
+
+def number(page: object, name: str) -> float:
+    return float(data(page, name))
+
+
+def is_the_weight(page: object, explorer: live.OutlierExplorer, k: int, place: int) -> None:
+    """What is said of one weight is what the package rounded it to."""
+    one, row, column = explorer.survey.outcomes[k], *divmod(place, 128)
+    base, cost = one.stored.base, float(one.cost[row, column])
+    assert int(number(page, "place")) == place and int(number(page, "code")) == int(base.q[row, column])
+    shown = {"cost": cost, "mark": float(base.dequantize()[row, column]),
+             "correction": float((one.stored.dequantize() - base.dequantize())[row, column])}
+    assert {name: number(page, name) for name in shown} == pytest.approx(shown, rel=1e-3, abs=1e-6)
+    words = page.locator(".lb-o-line").inner_text()
+    assert words.startswith(f"Row {row}, input {column}: weight ") and f"code {int(base.q[row, column])} of 0 to 7" in words
+    assert ("it leaves" in words) == bool(one.kept[row, column])
+
+
+def test_every_threshold_shows_the_packages_numbers(context: object, explorer: live.OutlierExplorer) -> None:
+    page, problems = opened(context, explorer)
+    for k, one in enumerate(explorer.survey.outcomes):
+        page.get_by_label("Threshold", exact=True).fill(str(k))
+        shown = {"threshold": one.threshold, "share": one.share, "bits": sum(one.parts), "error": one.error}
+        assert {name: number(page, name) for name in shown} == pytest.approx(shown, rel=1e-6)
+        assert int(data(page, "outside")) == len(one.stored.values)
+        for name, counts in zip(("inside", "left"), one.counts, strict=True):
+            assert abs(counts - [int(n) for n in data(page, name).split(",")]).sum() <= 2  # one may sit on an edge
+        assert page.locator(".lb-o-picture .lb-o-mark").get_attribute("d").count("M") == len(one.stored.values)
+        words = page.locator(".lb-readout").inner_text().replace("\xa0", " ")
+        assert f"output error {percent(one.error)}" in words and ("no weight leaves" in words) == (not one.share)
+        is_the_weight(page, explorer, k, explorer.row * 128 + explorer.column)
+    assert not problems
+
+
+@pytest.mark.parametrize(("k", "row", "column"), [(0, 3, 5), (4, 31, 127), (7, 0, 0), (9, 17, 64)])
+def test_every_weight_is_told_as_the_package_rounded_it(
+    context: object, explorer: live.OutlierExplorer, k: int, row: int, column: int
+) -> None:
+    page, problems = opened(context, explorer)
+    for label, value in (("Threshold", k), ("Row", row), ("Input", column)):
+        page.get_by_label(label, exact=True).fill(str(value))
+    is_the_weight(page, explorer, k, row * 128 + column)
+    marks = page.get_by_role("img", name=f"row {row}, inputs").locator(".lb-o-tick").count()
+    leavers = page.get_by_role("img", name=f"row {row}, inputs").locator(".lb-o-leaver").count()
+    first = column // 16 * 16
+    assert (marks, leavers) == (8, int(explorer.survey.outcomes[k].kept[row, first : first + 16].sum())) and not problems
+
+
+def test_the_pointer_tells_and_a_click_chooses(context: object, explorer: live.OutlierExplorer) -> None:
+    page, problems = opened(context, explorer)
+    k, picture = explorer.chosen, page.locator(".lb-o-picture .lb-click")
+    start, box = int(data(page, "place")), picture.bounding_box()
+    place = 20 * 128 + 77
+    x, y = box["x"] + (77.5 / 128) * box["width"], box["y"] + (20.5 / 32) * box["height"]
+    page.mouse.move(x, y)
+    is_the_weight(page, explorer, k, place)
+    assert page.get_by_label("Row", exact=True).input_value() == str(start // 128), "the pointer alone chooses nothing"
+    page.mouse.move(box["x"] + 5, box["y"] - 60)
+    assert int(data(page, "place")) == start
+    page.mouse.click(x, y)
+    assert page.get_by_label("Row", exact=True).input_value() == "20"
+    assert page.get_by_label("Input", exact=True).input_value() == "77"
+    is_the_weight(page, explorer, k, place)
+    page.get_by_role("img", name="row 20, inputs 64 to 79").locator(".lb-click").nth(3).click()
+    assert page.get_by_label("Input", exact=True).input_value() == "67" and not problems
+
+
+def test_buttons_and_pictures_choose(context: object, explorer: live.OutlierExplorer) -> None:
+    page, problems = opened(context, explorer)
+    threshold, found = page.get_by_label("Threshold", exact=True), explorer.survey.outcomes
+    page.get_by_role("img", name="output error against bits").locator(".lb-click").nth(8).click()
+    assert threshold.input_value() == "8"
+    page.get_by_role("button", name="dearest weight").click()
+    assert int(data(page, "place")) == int(found[8].cost.argmax())
+    out = found[8].kept.flatten().nonzero().flatten().tolist()
+    page.get_by_label("Row", exact=True).fill("0")
+    page.get_by_label("Input", exact=True).fill("0")
+    for wanted in ([i for i in out if i > 0][0], [i for i in out if i > 0][1]):
+        page.get_by_role("button", name="next outlier").click()
+        assert int(data(page, "place")) == wanted
+    for _ in range(3):
+        page.get_by_role("button", name="previous outlier").click()
+    assert int(data(page, "place")) == (out[-2] if out[0] else out[-1])
+    counts = page.get_by_role("img", name="weights by cost").locator(".lb-click")
+    box = counts.bounding_box()
+    counts.click(position={"x": box["width"] * (5 - 0.301) / 7, "y": 20})  # cost 0.5
+    assert threshold.input_value() == "3" and number(page, "threshold") == 0.5
+    page.get_by_role("button", name="no threshold").click()
+    place = data(page, "place")
+    page.get_by_role("button", name="next outlier").click()  # there is none
+    assert threshold.input_value() == "0" and data(page, "place") == place and not problems
+
+
+def test_every_control_has_a_name_and_a_key(context: object, explorer: live.OutlierExplorer) -> None:
+    page, problems = opened(context, explorer)
+    tree = page.locator(".lb-live").aria_snapshot()
+    assert not re.search(r"^\s*- (slider|combobox|button|img)(:|$)", tree, re.M), tree
+    for name in ('slider "Threshold"', 'combobox "Picture shows"', 'slider "Row"', 'slider "Input"', 'img "32 by 128 weights'):
+        assert name in tree, tree
+    for control in page.locator(".lb-live :is(input, select)").all():
+        before, start = page.locator(".lb-live").inner_html(), control.input_value()
+        control.focus()
+        page.keyboard.press("ArrowDown")
+        assert control.input_value() != start and page.locator(".lb-live").inner_html() != before
+    spoken = page.locator(".lb-o-line").inner_text()
+    page.get_by_role("button", name="next outlier").focus()
+    page.keyboard.press("Enter")
+    assert page.locator(".lb-o-line").inner_text() != spoken and not problems
+
+
+def test_a_change_from_python_is_drawn(context: object, explorer: live.OutlierExplorer) -> None:
+    page, problems = opened(context, explorer)
+    page.evaluate("() => { model.set('chosen', 9); model.set('row', 7); model.set('view', 'cost'); }")
+    assert page.get_by_label("Threshold", exact=True).get_attribute("aria-valuetext") == "0.05"
+    assert "Cost of rounding" in page.locator(".lb-o-picture").inner_text()
+    is_the_weight(page, explorer, 9, 7 * 128 + explorer.column)
+    assert not problems
+
+
+@pytest.mark.parametrize("width", [360, 620, 800, 1200])
+def test_nothing_is_wider_than_the_page(
+    context: object, explorer: live.OutlierExplorer, width: int, shots: Path | None
+) -> None:
+    for dark in (False, True):
+        page, problems = opened(context, explorer, dark)
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(200)
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+        wide = """() => [...document.querySelectorAll('.lb-live svg text')].filter((t) => {
+            const a = t.getBoundingClientRect(), b = t.ownerSVGElement.getBoundingClientRect();
+            return a.right > b.right + 12 || a.left < b.left - 4; }).map((t) => t.textContent)"""
+        for k in (0, 5, 9):
+            page.get_by_label("Threshold", exact=True).fill(str(k))
+            assert page.evaluate(wide) == []
+        if shots:
+            page.get_by_label("Threshold", exact=True).fill("5")
+            page.screenshot(path=shots / f"page_outlier_{width}{'_dark' if dark else ''}.png", full_page=True)
+        assert not problems
+        page.close()
+
+
+def test_it_works_in_jupyterlab(lab: Lab, browser: object, explorer: live.OutlierExplorer, shots: Path | None) -> None:
+    stored = {"text/plain": explorer.alt, "text/html": explorer.fallback}
+    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    book.cells = [nbformat.v4.new_code_cell(SOURCE, id="one", execution_count=1, outputs=[
+        nbformat.v4.new_output("execute_result", data=stored, execution_count=1)])]
+    nbformat.write(book, lab.folder / "outlier.ipynb")
+    tab = Tab(lab, browser, "outlier.ipynb")
+    try:
+        pictures = tab.page.locator(".jp-OutputArea details img[alt]")
+        pictures.nth(4).wait_for(state="attached", timeout=60_000)
+        assert pictures.first.is_visible() and tab.page.locator(".lb-live").count() == 0
+        tab.run_all()
+        tab.page.wait_for_selector(".lb-outlier svg", timeout=60_000)
+        slider = tab.page.get_by_label("Threshold", exact=True)
+        slider.focus()
+        tab.page.keyboard.press("ArrowRight")
+        tab.page.wait_for_function("() => document.querySelector('.lb-readout').innerText.startsWith('Threshold 0.15')")
+        assert slider.evaluate("e => e === document.activeElement"), "the notebook took the key"
+        assert number(tab.page, "error") == pytest.approx(explorer.survey.outcomes[6].error, rel=1e-6)
+        assert tab.error_outputs() == [] and tab.errors == [] and tab.outside == []
+        if shots:
+            for dark in (False, True):
+                tab.dark(dark)
+                tab.page.locator(".lb-live").screenshot(path=shots / f"lab_outlier{'_dark' if dark else ''}.png")
+    finally:
+        tab.page.close()
