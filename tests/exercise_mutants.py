@@ -413,3 +413,110 @@ MUTANTS |= {
         _ROWS.replace(".repeat_interleave(n_query // n_key, dim=0)", ""),  # one query head a key head
     ],
 }
+
+# 07_output_adaptive_hessians
+
+_STRENGTH = (
+    "def strength(W, X, X_hat):\n"
+    "    asked = cost = 0.0\n"
+    "    H = [x.T @ x / len(x) for x in X_hat]\n"
+    "    C = [(x - y).T @ y / len(x) for x, y in zip(X, X_hat)]\n"
+    "    for h in range(2):\n"
+    "        M = W @ C[h] @ torch.linalg.inv(H[h])\n"
+    "        asked += float((W @ C[1 - h] * M).sum())\n"
+    "        cost += float((M @ H[1 - h] * M).sum())\n"
+    "    return min(1.0, max(0.0, asked / cost))\n"
+)
+_LOGITS = (
+    "def at_the_logits(logits, ids):\n"
+    "    A = logits.softmax(-1)\n"
+    "    A[torch.arange(len(ids) - 1), ids[1:]] -= 1\n"
+    "    A[-1] = 0\n"
+    "    return A\n"
+)
+_PADDED = (
+    "def padded_hessian(X, A, mask):\n"
+    "    X, A = (t.masked_fill(~mask[..., None], 0.0) for t in (X, A))\n"
+    "    G = torch.einsum('rti,rtj->rij', A, X)\n"
+    "    return torch.einsum('rij,rik->jk', G, G) / len(X)\n"
+)
+MUTANTS |= {
+    "adaptive-1": [
+        _LOGITS.replace("ids[1:]", "ids[:-1]"),  # the token itself
+        _LOGITS.replace("    A[-1] = 0\n", ""),  # the last token predicts
+        _LOGITS.replace("return A", "return A / (len(ids) - 1)"),  # a mean
+        _LOGITS.replace("return A", "return -A"),  # the sign
+    ],
+    "adaptive-2": [
+        _PADDED.replace("    X, A = (t.masked_fill(~mask[..., None], 0.0) for t in (X, A))\n", ""),  # garbage comes in
+        _PADDED.replace("/ len(X)", "/ mask.sum()"),  # a mean over tokens
+        _PADDED.replace("/ len(X)", ""),  # a sum
+        _PADDED.replace("torch.einsum('rij,rik->jk', G, G) / len(X)", "G.mean(0).T @ G.mean(0)"),  # averaged first
+        _PADDED.replace("torch.einsum('rij,rik->jk', G, G)", "G.sum(0).T @ G.sum(0)"),  # products between sequences
+        _PADDED.replace("G = torch.einsum('rti,rtj->rij', A, X)", "G = X * A.norm(dim=-1, keepdim=True)"),  # tokens form
+    ],
+    "adaptive-3": [
+        _STRENGTH.replace("1 - h", "h"),  # on the half it was fitted on
+        _STRENGTH.replace("min(1.0, max(0.0, asked / cost))", "asked / cost"),
+        _STRENGTH.replace("(x - y).T @ y", "y.T @ (x - y)"),  # C the wrong way round
+        _STRENGTH.replace("M @ H[1 - h]", "M @ H[h]"),  # the wrong half's cost
+        _STRENGTH.replace("min(1.0, max(0.0, asked / cost))", "0.25"),  # the constant of GPTAQ's code
+    ],
+}
+_BILL = (
+    "def total_bits(d_out, d_in, bits, g, rows, n_outliers):\n"
+    "    n_groups = d_out * d_in // g\n"
+    "    return d_out * d_in * bits + 6 * n_groups + 64 * n_groups // rows + 32 * (d_out + 1) + 32 * n_outliers\n"
+)
+_PRODUCT = (
+    "def product(dense, ptr, cols, values, x, replace):\n"
+    "    y = dense @ x\n"
+    "    for i in range(len(dense)):\n"
+    "        for k in range(int(ptr[i]), int(ptr[i + 1])):\n"
+    "            j = int(cols[k])\n"
+    "            y[i] += (values[k] - dense[i, j] if replace else values[k]) * x[j]\n"
+    "    return y\n"
+)
+_GAINS = (
+    "def gains(G, cost, q_max):\n"
+    "    def errors(lo, hi):\n"
+    "        s = ((hi - lo) / q_max).clamp(min=1e-12)[:, None]\n"
+    "        q = ((G - lo[:, None]) / s).round().clamp(0, q_max)\n"
+    "        return (lo[:, None] + s * q - G).square() * cost\n"
+    "    low, high = G.sort(1).values[:, :2], G.sort(1, descending=True).values[:, :2]\n"
+    "    whole = errors(low[:, 0], high[:, 0])\n"
+    "    out = whole.clone()\n"
+    "    for at, lo, hi in ((G.argmin(1), low[:, 1], high[:, 0]), (G.argmax(1), low[:, 0], high[:, 1])):\n"
+    "        rest = errors(lo, hi).scatter(1, at[:, None], 0.0)\n"
+    "        out.scatter_(1, at[:, None], (whole.sum(1) - rest.sum(1))[:, None])\n"
+    "    return out\n"
+)
+MUTANTS |= {
+    "spqr-1": [
+        _BILL.replace(" + 32 * (d_out + 1)", ""),  # no row pointers, as in the paper's formula
+        _BILL.replace("d_out + 1", "d_out"),  # one pointer too few
+        _BILL.replace("+ 64 * n", "+ 32 * n"),  # steps or zero points, not both
+        _BILL.replace("32 * n_outliers", "16 * n_outliers"),  # values without an address
+        _BILL.replace("64 * n_groups // rows", "64 * n_groups"),  # nothing shared
+    ],
+    "spqr-2": [
+        _PRODUCT.replace("values[k] - dense[i, j] if replace else values[k]", "values[k]"),  # the double count
+        _PRODUCT.replace("values[k] - dense[i, j] if replace else values[k]", "values[k] - dense[i, j]"),  # always replaced
+        _PRODUCT.replace("* x[j]", "* x[k % len(x)]"),  # values meet the wrong inputs
+        _PRODUCT.replace("    y = dense @ x\n", "    y = torch.zeros(len(dense), dtype=x.dtype)\n"),  # the sparse part alone
+        # writes into the dense weights
+        "def product(dense, ptr, cols, values, x, replace):\n"
+        "    for i in range(len(dense)):\n"
+        "        for k in range(int(ptr[i]), int(ptr[i + 1])):\n"
+        "            j = int(cols[k])\n"
+        "            dense[i, j] = values[k] if replace else dense[i, j] + values[k]\n"
+        "    return dense @ x\n",
+    ],
+    "spqr-3": [
+        _GAINS.replace("    for at,", "    return out\n    for at,"),  # the ends' own error only
+        _GAINS.replace(".scatter(1, at[:, None], 0.0)", ""),  # the one left out still counts
+        _GAINS.replace(" * cost", ""),  # prices forgotten
+        _GAINS.replace("low[:, 1], high[:, 0]", "low[:, 0], high[:, 0]"),  # the ruler stays
+        _GAINS.replace("whole.sum(1) - rest.sum(1)", "rest.sum(1)"),  # what is left, not what is gained
+    ],
+}

@@ -11,6 +11,10 @@ NOTATION: dict[str, tuple[str, str]] = {
     "X": ("inputs of a layer, one token a row", "`[n, d_in]`"),
     "Y": ("outputs, `X @ W.T`", "`[n, d_out]`"),
     "H": ("second moments of a layer's inputs, `X.T @ X / n`", "`[d_in, d_in]`"),
+    "A": ("gradient of a sequence's loss at a layer's outputs, one token a row", "`[n, d_out]`"),
+    "G": ("gradient of a sequence's loss in a layer's weights, `A.T @ X`", "`[d_out, d_in]`"),
+    "H_loss": ("output-adaptive Hessian: mean of `G.T @ G` over sequences", "`[d_in, d_in]`"),
+    "W_star": ("weights that give the original outputs from the inputs that really come", "`[d_out, d_in]`"),
     # a grid
     "q": ("codes: the stored integers, 0 to $2^b-1$", "`[d_out, d_in]`"),
     "s": ("step of each group (real units per integer, never its inverse)", "`[d_out, n_groups]`"),

@@ -16,12 +16,16 @@ import torch
 from torch import Tensor
 
 from lowbit_nb import packing
+from lowbit_nb.bilevel import Coded, Second
 from lowbit_nb.clipping import LearnedClip
 from lowbit_nb.feedback import AffineRounder, feedback
 from lowbit_nb.grid import Grid, dequantize, fit, quantize
 from lowbit_nb.hessian import factor, gram
+from lowbit_nb.methods.spqr import SpQR
+from lowbit_nb.outliers import leave_one_out
 from lowbit_nb.rounding import rectified_sigmoid
 from lowbit_nb.stored import AffineWeight
+from lowbit_nb.targets import Mismatch, shifted
 from lowbit_nb.transforms import salience, smoothing
 
 PROPS: dict[tuple[str, str], Callable[[Callable], None]] = {}
@@ -506,4 +510,224 @@ PROPS |= {
     ("05_learned_clipping", "learn_naive"): _learns_ends,
     ("05_learned_clipping", "codes_naive"): _lays_whole_rulers,
     ("05_learned_clipping", "rotate_naive"): _turns_pairs,
+}
+
+
+# 07_output_adaptive_hessians
+
+
+def _heard(seed: int) -> tuple[Tensor, Tensor]:
+    """Inputs and output gradients of a few sequences, of sizes that depend on the seed."""
+    g = torch.Generator().manual_seed(seed)
+    N, T, d_in, d_out = (int(torch.randint(1, top, (), generator=g)) for top in (5, 6, 5, 6))
+    make = [torch.randn(N, T, d, generator=g, dtype=torch.float64) for d in (d_in, d_out)]
+    return make[0], make[1]
+
+
+def _squares(X: Tensor, A: Tensor) -> Tensor:
+    G = torch.einsum("rti,rtj->rij", A, X)
+    return torch.einsum("rij,rik->jk", G, G) / len(X)
+
+
+def _gradients_are_autograds(fn: Callable) -> None:
+    for seed in range(10):
+        X, A = _heard(seed)
+        for x, a, G in zip(X, A, fn(X, A), strict=True):
+            W = torch.zeros(A.shape[2], X.shape[2], dtype=torch.float64, requires_grad=True)
+            (a * (x @ W.T)).sum().backward()
+            assert torch.allclose(G, W.grad, atol=1e-12)
+
+
+def _fisher_is_the_hessian(fn: Callable) -> None:
+    for seed in range(5):
+        X, A = _heard(seed)
+        W = torch.randn(A.shape[2], X.shape[2], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        curvature = torch.func.hessian(lambda W, x=X[0]: (x @ W.T).logsumexp(-1).sum())(W)
+        assert torch.allclose(fn(X[0], (X[0] @ W.T).softmax(-1)), curvature.reshape(W.numel(), W.numel()), atol=1e-10)
+
+
+def _one_square_a_sequence(fn: Callable) -> None:
+    for seed in range(10):
+        X, A = _heard(seed)
+        assert torch.allclose(fn(X, A), _squares(X, A), atol=1e-10)
+
+
+def _whole_matrix(fn: Callable) -> None:
+    for seed in range(10):
+        X, A = _heard(seed)
+        m, n = A.shape[2], X.shape[2]
+        full = fn(X, A).reshape(m, n, m, n)
+        assert torch.allclose(torch.einsum("ijik->jk", full), _squares(X, A), atol=1e-10)
+        assert torch.allclose(full.permute(2, 3, 0, 1), full) and torch.linalg.matrix_rank(full.reshape(m * n, -1)) <= len(X)
+
+
+def _averages_first(fn: Callable) -> None:
+    """What the mistake does: nothing with one sequence a batch; gradients of a batch cancel."""
+    for seed in range(10):
+        X, A = _heard(seed)
+        assert torch.allclose(fn(X, A, 1), _squares(X, A), atol=1e-10)
+        assert float(fn(X.repeat(2, 1, 1), torch.cat([A, -A]), 2 * len(X)).abs().max()) < 1e-10
+
+
+def _tokens_stand_alone(fn: Callable) -> None:
+    for seed in range(10):
+        X, A = _heard(seed)
+        alone = _squares(X.flatten(0, 1)[:, None], A.flatten(0, 1)[:, None]) * X.shape[1]
+        assert torch.allclose(fn(X, A), alone, atol=1e-10)
+
+
+def _right_on_average(fn: Callable) -> None:
+    for seed in range(3):
+        X, A = _heard(seed)
+        g = torch.Generator().manual_seed(seed)
+        draws = [fn(X, A, 4, g) for _ in range(2000)]
+        want = _squares(X, A)
+        assert float((sum(draws) / 2000 - want).norm()) < 0.1 * float(want.norm())
+        assert int(torch.linalg.matrix_rank(fn(X[:1], A[:1], 1, g))) <= 1
+
+
+def _shift_makes_up(fn: Callable) -> None:
+    for seed in range(5):
+        g = torch.Generator().manual_seed(seed)
+        X, noise = torch.randn(2, 40, 5, generator=g, dtype=torch.float64)
+        W, X_hat = torch.randn(3, 5, generator=g, dtype=torch.float64), X + 0.3 * noise
+        left = X @ W.T - X_hat @ fn(W, X, X_hat, 0.0).T
+        assert (X_hat.T @ left).abs().max() < 1e-9  # nothing that these inputs could still explain
+        H, C = X_hat.T @ X_hat / 40, (X - X_hat).T @ X_hat / 40
+        found, strength = shifted(W, Mismatch(torch.stack([H, H]), torch.stack([C, C])), 0.1)
+        assert torch.allclose(found, W + strength * (fn(W, X, X_hat, 0.1) - W), atol=1e-9)
+
+
+PROPS |= {
+    ("07_output_adaptive_hessians", "gradients_naive"): _gradients_are_autograds,
+    ("07_output_adaptive_hessians", "fisher_naive"): _fisher_is_the_hessian,
+    ("07_output_adaptive_hessians", "oac_hessian_naive"): _one_square_a_sequence,
+    ("07_output_adaptive_hessians", "gram_naive"): _one_square_a_sequence,
+    ("07_output_adaptive_hessians", "brute_force_naive"): _whole_matrix,
+    ("07_output_adaptive_hessians", "batch_averaged_naive"): _averages_first,
+    ("07_output_adaptive_hessians", "tokens_hessian_naive"): _tokens_stand_alone,
+    ("07_output_adaptive_hessians", "sketch_naive"): _right_on_average,
+    ("07_output_adaptive_hessians", "shifted_naive"): _shift_makes_up,
+}
+
+
+# 08_outliers_spqr
+
+
+def _metric_of(d: int, seed: int) -> Tensor:
+    """A well-conditioned H of correlated inputs."""
+    g = torch.Generator().manual_seed(seed)
+    mix = torch.eye(d, dtype=torch.float64) + 0.4 * torch.randn(d, d, generator=g, dtype=torch.float64)
+    X = torch.randn(8 * d, d, generator=g, dtype=torch.float64) @ mix
+    return X.T @ X / len(X)
+
+
+def _prices_are_the_factors(fn: Callable) -> None:
+    for d in (1, 3, 8, 20):
+        H = _metric_of(d, d)
+        assert torch.allclose(fn(H), factor(H)[1], rtol=1e-8)
+
+
+def _dear_is_relative(fn: Callable) -> None:
+    for seed in range(5):
+        g = torch.Generator().manual_seed(seed)
+        W, D = torch.randn(9, 6, generator=g, dtype=torch.float64), torch.rand(6, generator=g, dtype=torch.float64)
+        W_hat = W.round()
+        tau = float((W.var(0) * D).mean())
+        assert torch.equal(fn(W, W_hat, D, 0.3), D * (W - W_hat) ** 2 > 0.3 * tau)
+        assert not fn(W, W_hat, D, math.inf).any() and bool((fn(W, W_hat, D, 0.0) == (W != W_hat)).all())
+
+
+def _some_group(seed: int, g: int) -> tuple[list[float], list[float]]:
+    draw = torch.Generator().manual_seed(seed)
+    w, cost = torch.randn(g, generator=draw, dtype=torch.float64), torch.rand(g, generator=draw, dtype=torch.float64)
+    return w.tolist(), cost.tolist()
+
+
+def _errors_of_a_ruler(fn: Callable) -> None:
+    for seed in range(20):
+        w, cost = _some_group(seed, 8)
+        marks = torch.linspace(min(w), max(w), 4, dtype=torch.float64)
+        want = [c * float((marks - x).square().min()) for x, c in zip(w, cost, strict=True)]
+        assert torch.allclose(torch.tensor(fn(w, min(w), max(w), cost, 3)), torch.tensor(want))
+    assert fn([0.5, 0.5], 0.5, 0.5, [1.0, 1.0], 3) == [0.0, 0.0]
+
+
+def _leaves_the_others(fn: Callable) -> None:
+    for seed in range(10):
+        w, cost = _some_group(seed, 7)
+        for i in range(7):
+            rest = [(x, c) for k, (x, c) in enumerate(zip(w, cost, strict=True)) if k != i]
+            marks = torch.linspace(min(rest)[0], max(rest)[0], 8, dtype=torch.float64)
+            assert abs(fn(w, i, cost, 7) - sum(c * float((marks - x).square().min()) for x, c in rest)) < 1e-12
+
+
+def _gains_of_the_package(fn: Callable) -> None:
+    for seed in range(20):
+        for g, q_max in ((3, 3), (16, 7)):
+            w, cost = _some_group(seed, g)
+            want = leave_one_out(torch.tensor([w], dtype=torch.float64), torch.tensor(cost, dtype=torch.float64), q_max)[0]
+            assert torch.allclose(torch.tensor(fn(w, cost, q_max), dtype=torch.float64), want, atol=1e-10)
+
+
+def _bits_on_disk(fn: Callable) -> None:
+    W, one = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)), torch.eye(128)
+    for b, g, rows in ((3, 16, 16), (2, 32, 64), (4, 64, 32)):
+        grid = Grid(b, group=g, zero_inside=False)
+        stored, _ = SpQR(grid, Second(3, 3, rows), math.inf).quantize_layer(W, one)
+        assert abs(fn(b, g, rows) - stored.base.bits().per_weight) < 1e-9
+        assert abs(fn(b, g) - AffineWeight.nearest(W, grid).bits().per_weight) < 1e-9
+
+
+def _codes_of_codes(fn: Callable) -> None:
+    for seed, rows in ((0, 16), (1, 4), (2, 8)):
+        x = torch.randn(32, generator=torch.Generator().manual_seed(seed))
+        want = Coded.of(x[:, None], 3, rows)
+        codes, values = fn(x.tolist(), 3, rows)
+        assert codes == want.code[:, 0].tolist() and torch.allclose(torch.tensor(values), want.value()[:, 0], atol=1e-6)
+    assert fn([2.0] * 8, 3, 8) == ([0] * 8, [2.0] * 8)
+
+
+def _compressed_rows(fn: Callable) -> None:
+    for seed in range(5):
+        g = torch.Generator().manual_seed(seed)
+        kept = torch.randn(6, 9, generator=g).masked_fill(torch.rand(6, 9, generator=g) < 0.7, 0.0)
+        ptr, cols, values = fn(kept)
+        assert ptr[0] == 0 and len(ptr) == 7 and len(cols) == len(values) == ptr[-1] == int((kept != 0).sum())
+        rows = [i for i in range(6) for _ in range(ptr[i + 1] - ptr[i])]
+        assert torch.equal(kept, torch.zeros(6, 9).index_put_((torch.tensor(rows), torch.tensor(cols)), torch.tensor(values)))
+
+
+def _ends_of_the_insiders(fn: Callable) -> None:
+    assert fn([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 3.0], [1.0] * 8, 3, 0.5) == (0.0, 0.6)
+    for seed in range(20):
+        w, cost = _some_group(seed, 16)
+        gains = leave_one_out(torch.tensor([w], dtype=torch.float64), torch.tensor(cost, dtype=torch.float64), 7)[0]
+        inside = [x for x, gain in zip(w, gains.tolist(), strict=True) if gain <= 0.1]
+        assert fn(w, cost, 7, 0.1) == (min(inside), max(inside)) and fn(w, cost, 7, math.inf) == (min(w), max(w))
+
+
+def _rounds_like_spqr(fn: Callable) -> None:
+    sizes = ((16, 32, 3, 16, 16, 0.2), (8, 24, 4, 8, 4, 0.1), (32, 32, 3, 32, 8, math.inf))
+    for d_out, d_in, bits, g, rows, threshold in sizes:
+        H, W = _metric_of(d_in, d_in), torch.randn(d_out, d_in, generator=torch.Generator().manual_seed(d_out)).double()
+        method = SpQR(Grid(bits, group=g, zero_inside=False), Second(3, 3, rows), threshold, order="natural", damp=0.0)
+        stored, _ = method.quantize_layer(W, H)
+        codes, kept, W_hat = fn(W, H, bits, g, rows, threshold)
+        assert torch.equal(codes.to(torch.uint8), stored.base.q) and int((kept != 0).sum()) == len(stored.values)
+        assert torch.allclose(W_hat, stored.dequantize().double(), atol=1e-4)
+
+
+PROPS |= {
+    ("08_outliers_spqr", "prices_naive"): _prices_are_the_factors,
+    ("08_outliers_spqr", "dear_naive"): _dear_is_relative,
+    ("08_outliers_spqr", "errors_naive"): _errors_of_a_ruler,
+    ("08_outliers_spqr", "without_naive"): _leaves_the_others,
+    ("08_outliers_spqr", "leave_one_out_naive"): _gains_of_the_package,
+    ("08_outliers_spqr", "two_refits_naive"): _gains_of_the_package,
+    ("08_outliers_spqr", "bits_naive"): _bits_on_disk,
+    ("08_outliers_spqr", "bilevel_naive"): _codes_of_codes,
+    ("08_outliers_spqr", "csr_naive"): _compressed_rows,
+    ("08_outliers_spqr", "ends_naive"): _ends_of_the_insiders,
+    ("08_outliers_spqr", "spqr_naive"): _rounds_like_spqr,
 }

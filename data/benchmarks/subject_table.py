@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 import lowbit_nb as lb
+from lowbit_nb.bilevel import Second
 
 GRIDS = [lb.Grid(b, group=g) for b, g in ((4, 64), (3, 64), (2, 32), (2, 64), (2, 128))]
 W2G64 = lb.Grid(2, group=64)
@@ -52,8 +53,8 @@ METHODS = {
     "SpQR": [lb.SpQR(), lb.SpQR(SMALL[2]), lb.SpQR(SMALL[4])],
     "SpQR, no outliers": [lb.SpQR(grid, threshold=float("inf")) for grid in SMALL.values()],
     "SpQR, few outliers": [lb.SpQR(grid, threshold=1.0) for grid in SMALL.values()],
-    "SpQR, searched grids": [lb.SpQR(lb.Grid(b, group=g, zero_inside=False), threshold=1.0, clip="mse")
-                             for b in (2, 3, 4) for g in (32, 64)],
+    "SpQR, searched grids, 64 rows": [lb.SpQR(lb.Grid(b, group=g, zero_inside=False), Second(rows=64), 1.0, clip="mse")
+                                      for b in (2, 3, 4) for g in (16, 32)],
     "SpQR, damp 1": [lb.SpQR(damp=1.0)],
     "OAC+SpQR": [lb.OAC(lb.SpQR(grid)) for grid in SMALL.values()],
     "OAC+SpQR, tokens form": [lb.OAC(lb.SpQR(grid), form="tokens") for grid in SMALL.values()],

@@ -54,6 +54,7 @@ class OAC:
 
     @property
     def streams(self) -> tuple[str, ...]:
+        """The loss; inputs behind the quantized blocks for the sequential schedule, both kinds for a shifted target."""
         inputs = ("full", "quant") if self.backend.shift else ("quant",) if self.sequential else ()
         return (*inputs, "loss")
 
