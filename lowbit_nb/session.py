@@ -1,4 +1,4 @@
-"""The first cell of every notebook: one device, one seed, a known number of threads, no noise."""
+"""The first cell of every notebook: one seed, a known number of threads, no noise."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ import transformers
 class Session:
     """What `setup` chose. Source: this project. Differs: no difference."""
 
-    device: torch.device
+    device: torch.device  # the GPU, if there is one
     generator: torch.Generator
     threads: int
 
     def __repr__(self) -> str:
-        name = torch.cuda.get_device_name() if self.device.type == "cuda" else f"CPU, {self.threads} thread(s)"
+        name = f"CPU, {self.threads} thread(s)"
+        if self.device.type == "cuda":
+            name += f'; lb.load(device="cuda") uses the {torch.cuda.get_device_name()}'
         versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
         return f"{name} | {versions}"
 
 
 def setup(seed: int = 0, threads: int | None = None) -> Session:
-    """Choose the device (a GPU if there is one), pin the threads and silence the libraries' progress bars.
+    """Look for a GPU, pin the threads and silence the libraries' progress bars.
 
     Results of the kit depend on `generator`s that are passed explicitly; torch's global seed is set only so that a
     reader's own `torch.randn` is repeatable.  LOWBIT_NB_THREADS overrides the number of threads.

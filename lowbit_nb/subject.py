@@ -70,8 +70,10 @@ class Subject:
 
 
 def load(name: str | Path | None = None, dtype: torch.dtype = torch.float32,
-         device: torch.device | str | None = None) -> Subject:
+         device: torch.device | str = "cpu") -> Subject:
     """The bundled model, a checkpoint folder, or "org/name" from the cache or the hub.
+
+    Everything that is done with a subject is done where it lies: device="cuda" puts a run on the GPU.
 
     Shapes:  none.
     Units:   none.
@@ -84,7 +86,6 @@ def load(name: str | Path | None = None, dtype: torch.dtype = torch.float32,
     model, tokenizer = _read(where, name or "the bundled model", dtype)
     _check_finite(model, str(name or "the bundled model"))
     _quiet_generation(model, tokenizer)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     title = "bundled" if name is None else Path(name).name if source == "folder" else str(name)
     return Subject(model.to(device).eval().requires_grad_(False), tokenizer, title, source)
 

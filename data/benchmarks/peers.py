@@ -239,7 +239,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     a = arguments()
     threads = lb.setup(threads=a.threads).threads
-    subject = lb.load(device="cpu")
+    subject = lb.load()
     text = lb.text.calibration(subject.tokenizer, a.calibration, 256)
     held_out = lb.text.evaluation(subject.tokenizer, n=a.windows)
     grids = [lb.Grid(2, group=64)] + ([lb.Grid(2, group=128), lb.Grid(3, group=64)] if a.more else [])

@@ -102,8 +102,8 @@ def main() -> None:
     p.add_argument("--only", default="", help="only methods whose name matches this expression")
     p.add_argument("--note", default="", help="kept with the run: what a reader should know about its seconds")
     a = p.parse_args()
-    print(lb.setup())
-    subject = lb.load()
+    print(session := lb.setup())
+    subject = lb.load(device=session.device)
     held_out = lb.text.evaluation(subject.tokenizer, n=a.windows)
     table = json.loads(a.out.read_text()) if a.out.exists() else {
         "what": "the bundled subject, weights only", "evaluation": held_out.protocol,

@@ -31,7 +31,7 @@ def main() -> None:
     p.add_argument("--windows", type=int, default=64)
     a = p.parse_args()
     print(lb.setup(threads=a.threads))
-    subject = lb.load(device="cpu")
+    subject = lb.load()
     text = lb.text.calibration(subject.tokenizer, a.windows, 256)
     start = time.perf_counter()
     run = lb.quantize(subject, lb.GPTQ(lb.Grid(2, group=64)), text, progress=False)

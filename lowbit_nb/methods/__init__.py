@@ -8,10 +8,11 @@ from lowbit_nb.methods.rtn import RTN
 from lowbit_nb.methods.smoothquant import SmoothQuant
 from lowbit_nb.methods.spqr import SpQR
 from lowbit_nb.methods.tesseraq import TesseraQ
+from lowbit_nb.methods.vptq import VPTQ
 from lowbit_nb.quantize import Method
 
 METHODS = {"rtn": RTN, "gptq": GPTQ, "smoothquant": SmoothQuant, "awq": AWQ, "omniquant": OmniQuant, "tesseraq": TesseraQ,
-           "spqr": SpQR, "oac": OAC}
+           "spqr": SpQR, "oac": OAC, "vptq": VPTQ}
 
 
 def named(name: str, **settings: object) -> Method:
@@ -28,4 +29,4 @@ def named(name: str, **settings: object) -> Method:
     return METHODS[name.lower()](**settings)
 
 
-__all__ = ["AWQ", "GPTQ", "METHODS", "OAC", "OmniQuant", "RTN", "SmoothQuant", "SpQR", "TesseraQ", "named"]
+__all__ = ["AWQ", "GPTQ", "METHODS", "OAC", "OmniQuant", "RTN", "SmoothQuant", "SpQR", "TesseraQ", "VPTQ", "named"]

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from lowbit_nb.adaptive import LossMetric, LossView
 from lowbit_nb.blocks import Block
+from lowbit_nb.codebooks.codebook import Codebook
 from lowbit_nb.grid import Grid
 from lowbit_nb.layerwise import layer_by_layer
 from lowbit_nb.methods.gptq import GPTQ
 from lowbit_nb.methods.spqr import SpQR
+from lowbit_nb.methods.vptq import VPTQ
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.record import Phases
 from lowbit_nb.streams import Streams
@@ -34,7 +36,7 @@ class OAC:
     Source: OAC, Sec. 3, Alg. 1. Differs: the single pass, the shifted target; damping is over columns that are alive.
     """
 
-    backend: GPTQ | SpQR
+    backend: GPTQ | SpQR | VPTQ
     sequential: bool = True
     form: str = "auto"
     labels: str = "data"
@@ -59,8 +61,8 @@ class OAC:
         return (*inputs, "loss")
 
     @property
-    def grid(self) -> Grid:
-        return self.backend.grid
+    def grid(self) -> Grid | Codebook:
+        return getattr(self.backend, "grid", None) or self.backend.book
 
     def view(self, model: nn.Module, ids: Tensor, blocks: list[Block]) -> LossView:
         """How a run asks the loss.
