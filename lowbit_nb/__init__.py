@@ -15,7 +15,21 @@ from lowbit_nb import blocks, check, evaluate, feedback, grid, hessian, methods,
 from lowbit_nb.checkpoint import load_quantized, save_quantized
 from lowbit_nb.codebooks.codebook import Codebook
 from lowbit_nb.grid import Grid
-from lowbit_nb.methods import AWQ, GPTQ, OAC, RTN, VPTQ, OmniQuant, SmoothQuant, SpQR, TesseraQ
+from lowbit_nb.methods import (
+    ARBLLM,
+    AWQ,
+    GPTQ,
+    OAC,
+    PBLLM,
+    PTQ161,
+    RTN,
+    VPTQ,
+    BiLLM,
+    OmniQuant,
+    SmoothQuant,
+    SpQR,
+    TesseraQ,
+)
 from lowbit_nb.quantize import quantize
 from lowbit_nb.record import Quantized
 from lowbit_nb.session import setup
@@ -23,9 +37,9 @@ from lowbit_nb.subject import Subject, load
 
 __version__ = "0.1.0"
 __all__ = [
-    "AWQ", "Codebook", "GPTQ", "Grid", "OAC", "OmniQuant", "Quantized", "RTN", "SmoothQuant", "SpQR", "Subject", "TesseraQ",
-    "VPTQ", "blocks", "check", "evaluate", "feedback", "grid", "hessian", "live", "load", "load_quantized", "methods",
-    "packing", "quantize", "save_quantized", "setup", "show", "stored", "text",
+    "ARBLLM", "AWQ", "BiLLM", "Codebook", "GPTQ", "Grid", "OAC", "OmniQuant", "PBLLM", "PTQ161", "Quantized", "RTN",
+    "SmoothQuant", "SpQR", "Subject", "TesseraQ", "VPTQ", "blocks", "check", "evaluate", "feedback", "grid", "hessian", "live",
+    "load", "load_quantized", "methods", "packing", "quantize", "save_quantized", "setup", "show", "stored", "text",
 ]
 
 

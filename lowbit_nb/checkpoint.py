@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lowbit_nb import bilevel, sparse, stored  # noqa: F401  forms that a file may hold
 from lowbit_nb.codebooks import across, vector  # noqa: F401
+from lowbit_nb.onebit import binary, mixed, partial, signweight  # noqa: F401
 from lowbit_nb.record import Quantized
 from lowbit_nb.stored import StoredWeight
 

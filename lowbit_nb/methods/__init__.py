@@ -1,9 +1,13 @@
 """One short file a method: its settings with the paper's defaults, and how it is put together from the kit's parts."""
 
+from lowbit_nb.methods.arbllm import ARBLLM
 from lowbit_nb.methods.awq import AWQ
+from lowbit_nb.methods.billm import BiLLM
 from lowbit_nb.methods.gptq import GPTQ
 from lowbit_nb.methods.oac import OAC
 from lowbit_nb.methods.omniquant import OmniQuant
+from lowbit_nb.methods.pbllm import PBLLM
+from lowbit_nb.methods.ptq161 import PTQ161
 from lowbit_nb.methods.rtn import RTN
 from lowbit_nb.methods.smoothquant import SmoothQuant
 from lowbit_nb.methods.spqr import SpQR
@@ -12,7 +16,7 @@ from lowbit_nb.methods.vptq import VPTQ
 from lowbit_nb.quantize import Method
 
 METHODS = {"rtn": RTN, "gptq": GPTQ, "smoothquant": SmoothQuant, "awq": AWQ, "omniquant": OmniQuant, "tesseraq": TesseraQ,
-           "spqr": SpQR, "oac": OAC, "vptq": VPTQ}
+           "spqr": SpQR, "oac": OAC, "vptq": VPTQ, "billm": BiLLM, "pbllm": PBLLM, "arbllm": ARBLLM, "ptq161": PTQ161}
 
 
 def named(name: str, **settings: object) -> Method:
@@ -29,4 +33,5 @@ def named(name: str, **settings: object) -> Method:
     return METHODS[name.lower()](**settings)
 
 
-__all__ = ["AWQ", "GPTQ", "METHODS", "OAC", "OmniQuant", "RTN", "SmoothQuant", "SpQR", "TesseraQ", "VPTQ", "named"]
+__all__ = ["ARBLLM", "AWQ", "BiLLM", "GPTQ", "METHODS", "OAC", "OmniQuant", "PBLLM", "PTQ161", "RTN", "SmoothQuant", "SpQR",
+           "TesseraQ", "VPTQ", "named"]

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from lowbit_nb.adaptive import LossMetric, LossView
 from lowbit_nb.blocks import Block
-from lowbit_nb.codebooks.codebook import Codebook
 from lowbit_nb.grid import Grid
 from lowbit_nb.layerwise import layer_by_layer
+from lowbit_nb.methods.arbllm import ARBLLM
+from lowbit_nb.methods.billm import BiLLM
 from lowbit_nb.methods.gptq import GPTQ
 from lowbit_nb.methods.spqr import SpQR
 from lowbit_nb.methods.vptq import VPTQ
@@ -36,7 +37,7 @@ class OAC:
     Source: OAC, Sec. 3, Alg. 1. Differs: the single pass, the shifted target; damping is over columns that are alive.
     """
 
-    backend: GPTQ | SpQR | VPTQ
+    backend: GPTQ | SpQR | VPTQ | BiLLM | ARBLLM
     sequential: bool = True
     form: str = "auto"
     labels: str = "data"
@@ -61,8 +62,9 @@ class OAC:
         return (*inputs, "loss")
 
     @property
-    def grid(self) -> Grid | Codebook:
-        return getattr(self.backend, "grid", None) or self.backend.book
+    def grid(self) -> Grid | None:
+        """The backend's grid; codebooks and signs have none."""
+        return getattr(self.backend, "grid", None)
 
     def view(self, model: nn.Module, ids: Tensor, blocks: list[Block]) -> LossView:
         """How a run asks the loss.
