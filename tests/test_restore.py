@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 
@@ -15,12 +13,6 @@ from lowbit_nb.quantize import quantize
 from tests import tiny
 
 SETTINGS = Restoration(steps=30, batch=4, rank=4, rate=1e-2, dropout=0.0)
-
-
-def test_a_missing_library_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r'pip install "lowbit-nb\[restore\]"'):
-        restore(tiny.subject(), tiny.windows(), SETTINGS)
 
 
 def test_the_pace():
@@ -37,7 +29,6 @@ def test_bad_settings_are_refused(settings):
 
 
 def test_only_low_rank_updates_of_the_named_layers():
-    pytest.importorskip("peft")
     subject, windows = tiny.subject(), tiny.windows()
     before = tiny.state(subject.model)
     moved = restore(subject, windows, SETTINGS)
@@ -56,7 +47,6 @@ def test_only_low_rank_updates_of_the_named_layers():
 
 
 def test_a_quantized_model_recovers_and_can_be_quantized_again():
-    pytest.importorskip("peft")
     subject, windows = tiny.subject(), tiny.windows(12)
     method = RTN(Grid(2, 16))
     first = quantize(subject, method, progress=False).apply(subject)
@@ -69,7 +59,6 @@ def test_a_quantized_model_recovers_and_can_be_quantized_again():
 
 
 def test_nothing_left_to_adapt_is_refused():
-    pytest.importorskip("peft")
     names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     with pytest.raises(ValueError, match="left to adapt without"):
         restore(tiny.subject(), tiny.windows(), Restoration(steps=1, without=names))

@@ -59,8 +59,7 @@ def restore(subject: Subject, windows: Windows, settings: Restoration | None = N
 
     Shapes:  windows.ids [n, length].
     Units:   none.
-    Raises:  ImportError if peft is not installed (message says how to get it); ValueError if windows do not fit the context,
-             nothing is left to adapt, or the loss is not finite.
+    Raises:  ValueError if windows do not fit the context, nothing is left to adapt, or the loss is not finite.
     Source:  PTQ1.61; LoRA.
     Differs: an optional teacher; the paper has none.
     """
@@ -75,11 +74,8 @@ def restore(subject: Subject, windows: Windows, settings: Restoration | None = N
 
 
 def _with_updates(model: nn.Module, settings: Restoration) -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise ImportError('restorative adaptation needs the peft library; install it with pip install "lowbit-nb[restore]" '
-                          "(or pip install peft)") from None
+    import peft  # takes a second to load; only this function needs it
+
     prefix, blocks = layers(model)
     targets = [f"{prefix}.{name}" for name, m in blocks.named_modules()
                if isinstance(m, nn.Linear) and name.rpartition(".")[2] not in settings.without]
