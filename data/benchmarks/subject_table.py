@@ -21,6 +21,7 @@ import torch
 
 import lowbit_nb as lb
 from lowbit_nb.bilevel import Second
+from lowbit_nb.reconstruct import Budget
 
 GRIDS = [lb.Grid(b, group=g) for b, g in ((4, 64), (3, 64), (2, 32), (2, 64), (2, 128))]
 W2G64 = lb.Grid(2, group=64)
@@ -58,6 +59,19 @@ METHODS = {
     "SpQR, damp 1": [lb.SpQR(damp=1.0)],
     "OAC+SpQR": [lb.OAC(lb.SpQR(grid)) for grid in SMALL.values()],
     "OAC+SpQR, tokens form": [lb.OAC(lb.SpQR(grid), form="tokens") for grid in SMALL.values()],
+    "VPTQ": [lb.VPTQ(book) for book in (lb.Codebook(4, 256), lb.Codebook(6, 4096), lb.Codebook(4, 256, k_res=16))],
+    "VPTQ, refined six times": [lb.VPTQ(refine=6)],
+    "VPTQ, as in the paper": [lb.VPTQ(norm="none", weight="h", start="random", iterations=100, retrain=0, refine=0)],
+    "BiLLM": [lb.BiLLM()],
+    "BiLLM, as in its code": [lb.BiLLM(search="saliency", feedback="diagonal")],
+    "BiLLM, column by column": [lb.BiLLM(feedback="column", per_row=True)],
+    "OAC+BiLLM": [lb.OAC(lb.BiLLM())],
+    "ARB-LLM": [lb.ARBLLM()],
+    "PB-LLM": [lb.PBLLM()],
+    "PTQ1.61, not learned": [lb.PTQ161(budget=Budget(1, 1, 1))],
+    "PTQ1.61": [lb.PTQ161()],
+    "PTQ1.61, 20 epochs": [lb.PTQ161(budget=Budget(20, 32, 4))],
+    "PTQ1.61, signs with feedback": [lb.PTQ161(signs="feedback")],
     "AWQ": [lb.AWQ(grid) for grid in GRIDS[1:]],
     "AWQ, clip only": [lb.AWQ(W2G64, scaling=False)],
     "OmniQuant, fast": [lb.OmniQuant(grid) for grid in MAIN],
@@ -82,10 +96,17 @@ def rows(subject: lb.Subject, held_out: lb.text.Windows, a: argparse.Namespace, 
                 text = lb.text.calibration(subject.tokenizer, a.calibration, 256, seed=seed) if method.streams else None
                 result = lb.quantize(subject, method, text, progress=False, batch=a.batch)
                 score = lb.evaluate.compare(subject, result.apply(subject), held_out)
-                grid = getattr(method, "grid", None) or method.start.grid
-                yield {"method": name, "bits": grid.bits, "group": grid.group, "seed": seed,
+                yield {"method": name, **cut(method), "seed": seed,
                        "calibration": a.calibration if text else None, "bits_per_weight": result.bits().per_weight,
                        "seconds": round(result.seconds, 2), "run": run} | asdict(score)
+
+
+def cut(method: object) -> dict:
+    """Bits and group of a method's grid; of codebooks their sizes; of signs one bit."""
+    if book := getattr(method, "book", None):
+        return {"bits": book.nominal, "group": f"v{book.v} k{book.k}"}
+    grid = getattr(method, "grid", None) or getattr(getattr(method, "start", None), "grid", None)
+    return {"bits": grid.bits, "group": grid.group} if grid else {"bits": 1, "group": None}
 
 
 def key(row: dict) -> tuple:
