@@ -52,7 +52,8 @@ def main() -> None:
                 _ = float(stored.dequantize()[0, 0])
                 seconds.append(time.perf_counter() - start)
             table["rows"].append({"shape": list(W.shape), "v": book.v, "k": book.k, "settings": extra,
-                                  "seconds": seconds[-1], "first_seconds": seconds[0], "error_share": error, "bits_per_weight": stored.bits().per_weight})
+                                  "seconds": seconds[-1], "first_seconds": seconds[0], "error_share": error,
+                                  "bits_per_weight": stored.bits().per_weight})
             print(table["rows"][-1], flush=True)
             a.out.write_text(json.dumps(table, indent=1) + "\n")
 
