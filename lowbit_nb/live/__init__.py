@@ -1,12 +1,15 @@
 """Explorers: widgets that compute and draw in the browser, so they also live in an exported page.
 
+    live.codebook_explorer(W)   codebook size, importance, second codebook -> where its vectors go, error, bits
     live.grid_explorer(W)       bits, group size, clip, zero point -> where weights land, error, bits
     live.hessian_explorer(H)    damping, column order -> conditioning, factor, spread of one error;
                                 with other=H2 two metrics side by side: spectra, columns that each calls salient
+    live.mask_explorer(W, H, x_max)     mask, metric, salient share -> what the mask costs, error, overlap between metrics
     live.outlier_explorer(W, H)     threshold -> which weights leave SpQR's grid, their bits, the error
     live.packing_explorer(...)  bits, row length, layout -> which bit of which word holds a column
     live.rounding_player(...)   round, layer -> when each weight's rounding is decided, and what deciding costs
     live.salience_explorer(W, H)    criterion, exponent, channels kept -> which inputs matter, scales, error
+    live.sign_explorer(W)       row, code -> what one bit holds of a row, where the second goes, angle, error, bits
 
 Each also carries a few stored pictures and a sentence with the numbers, for readers who have not run the cell.
 """
@@ -14,28 +17,37 @@ Each also carries a few stored pictures and a sentence with the numbers, for rea
 from __future__ import annotations
 
 from lowbit_nb.live.base import Explorer, Frame
+from lowbit_nb.live.codebooks import CodebookExplorer, codebook_explorer
 from lowbit_nb.live.grids import GridExplorer, grid_explorer
 from lowbit_nb.live.hessians import HessianExplorer, hessian_explorer
+from lowbit_nb.live.masks import MaskExplorer, mask_explorer
 from lowbit_nb.live.outliers import OutlierExplorer, outlier_explorer
 from lowbit_nb.live.packings import PackingExplorer, packing_explorer
 from lowbit_nb.live.pairs import MetricPair
 from lowbit_nb.live.roundings import RoundingPlayer, rounding_player
 from lowbit_nb.live.saliences import SalienceExplorer, salience_explorer
+from lowbit_nb.live.signs import SignExplorer, sign_explorer
 
 __all__ = [
+    "CodebookExplorer",
     "Explorer",
     "Frame",
     "GridExplorer",
     "HessianExplorer",
+    "MaskExplorer",
     "MetricPair",
     "OutlierExplorer",
     "PackingExplorer",
     "RoundingPlayer",
     "SalienceExplorer",
+    "SignExplorer",
+    "codebook_explorer",
     "grid_explorer",
     "hessian_explorer",
+    "mask_explorer",
     "outlier_explorer",
     "packing_explorer",
     "rounding_player",
     "salience_explorer",
+    "sign_explorer",
 ]
