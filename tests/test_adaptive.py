@@ -419,6 +419,13 @@ def test_hessians_of_a_few_blocks_at_once_are_those_of_all(labels):
     assert equal(quantize(subject, OAC(BACKEND, False, labels=labels, at_once=1), windows, progress=False), whole)
 
 
+@pytest.mark.parametrize("form", ["direct", "gram", "tokens"])
+def test_orthonormal_gradients_give_the_input_hessian_back(form):
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    a = torch.linalg.qr(torch.randn(2, 7, 5, dtype=torch.float64)).Q.mT  # [2, 5, 7]: A @ A.T is the identity
+    assert torch.allclose(LossMetric(form)._product(x, a), torch.einsum("bti,btj->ij", x, x), atol=1e-12)
+
+
 def test_under_the_input_hessian_it_is_gptq():
     block, X = (found := catch(tiny.model(), tiny.windows().ids))[0][0], found[1]
     shared = block.shared_inputs(X[:1])
