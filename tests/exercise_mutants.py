@@ -520,3 +520,196 @@ MUTANTS |= {
         _GAINS.replace("whole.sum(1) - rest.sum(1)", "rest.sum(1)"),  # what is left, not what is gained
     ],
 }
+
+
+# 12_vptq
+
+_VPTQ_BILL = (
+    "def total_bits(d_out, d_in, v, k, k_res):\n"
+    "    n_pieces = -(-d_out // v) * d_in\n"
+    "    bits = n_pieces * (k.bit_length() - 1) + 16 * k * v + 16 * d_in\n"
+    "    return bits + (n_pieces * (k_res.bit_length() - 1) + 16 * k_res * v if k_res else 0)\n"
+)
+_READ_INDEX = (
+    "def read_index(words, t, b, b_res):\n"
+    "    at, shift = divmod(t * (b + b_res), 32)\n"
+    "    both = words[at] & 0xFFFFFFFF\n"
+    "    if at + 1 < len(words):\n"
+    "        both |= (words[at + 1] & 0xFFFFFFFF) << 32\n"
+    "    element = both >> shift\n"
+    "    return element & (1 << b) - 1, element >> b & (1 << b_res) - 1\n"
+)
+_GRADIENTS = (
+    "def gradients(G, C, idx, s):\n"
+    "    (R, d_in), v = idx.shape, C.shape[1]\n"
+    "    padded = torch.nn.functional.pad(G, (0, 0, 0, R * v - len(G)))\n"
+    "    pieces = padded.reshape(R, v, d_in).transpose(1, 2)\n"
+    "    dC = torch.zeros_like(C).index_add_(0, idx.flatten(), (pieces * s[:, None]).reshape(-1, v))\n"
+    "    return dC, (pieces * C[idx]).sum((0, 2))\n"
+)
+MUTANTS |= {
+    "vptq-1": [
+        _VPTQ_BILL.replace(" + 16 * k * v", ""),  # names of models count like this
+        _VPTQ_BILL.replace(" + 16 * d_in", ""),  # no scales
+        _VPTQ_BILL.replace("-(-d_out // v)", "(d_out // v)"),  # the short last piece has no index
+        _VPTQ_BILL.replace("k.bit_length() - 1)", "k.bit_length())"),  # a bit too many
+        _VPTQ_BILL.replace("16 * k_res * v", "16 * k * v"),  # the second codebook as large as the first
+    ],
+    "vptq-2": [
+        _READ_INDEX.replace("at + 1 < len(words)", "False"),  # never straddles
+        _READ_INDEX.replace("both = words[at] & 0xFFFFFFFF", "both = words[at]"),  # a negative low word fills the high one
+        _READ_INDEX.replace("(1 << b_res) - 1", "(1 << b) - 1"),  # the published code's mask
+        _READ_INDEX.replace("element & (1 << b) - 1, element >> b & (1 << b_res) - 1",
+                            "element >> b_res & (1 << b) - 1, element & (1 << b_res) - 1"),  # the residual index below
+        _READ_INDEX.replace("t * (b + b_res)", "t * b"),  # a stream of main indices only
+    ],
+    "vptq-3": [
+        _GRADIENTS.replace(" * s[:, None]", ""),  # the scale does not come along
+        _GRADIENTS.replace(".transpose(1, 2)", ".reshape(R, d_in, v)"),  # rows and columns mixed up
+        _GRADIENTS.replace("idx.flatten()", "idx.T.flatten()"),  # another order than the pieces
+        _GRADIENTS.replace("(pieces * C[idx]).sum((0, 2))", "(pieces * C[idx] * s[:, None]).sum((0, 2))"),  # after scaling
+        # a mean, as in k-means
+        _GRADIENTS.replace("    return dC,", "    return dC / idx.flatten().bincount(minlength=len(C)).clamp(min=1)[:, None],"),
+        # the last piece wins, nothing is summed
+        _GRADIENTS.replace("torch.zeros_like(C).index_add_(0, ", "torch.zeros_like(C).index_copy_(0, "),
+    ],
+}
+_WHOLE_BILL = (
+    "def bits_per_weight(d_out, d_in, v, k, k_res, norm_bits):\n"
+    "    index = math.ceil(math.log2(k)) + (math.ceil(math.log2(k_res)) if k_res else 0)\n"
+    "    total = math.ceil(d_out / v) * d_in * index + 16 * v * (k + k_res) + norm_bits * d_in\n"
+    "    return total / (d_out * d_in)\n"
+)
+_LLOYD_STEP = (
+    "def lloyd_step(x, w, C):\n"
+    "    idx = (x @ C.T - C.square().sum(1) / 2).argmax(1)\n"
+    "    sums = torch.zeros_like(C).index_add(0, idx, w[:, None] * x)\n"
+    "    total = torch.zeros_like(C[:, 0]).index_add(0, idx, w)[:, None]\n"
+    "    return idx, torch.where(total > 0, sums / total.clamp(min=1e-300), C)\n"
+)
+_BEST_PAIRS = (
+    "def best_pairs(x, A, B):\n"
+    "    table = A.square().sum(1)[:, None] + B.square().sum(1) + 2 * A @ B.T\n"
+    "    scores = table - 2 * (x @ A.T)[:, :, None] - 2 * (x @ B.T)[:, None, :]\n"
+    "    at = scores.flatten(1).argmin(1)\n"
+    "    return torch.stack([at // len(B), at % len(B)], 1)\n"
+)
+MUTANTS |= {
+    "codebooks-1": [
+        _WHOLE_BILL.replace(" + 16 * v * (k + k_res)", ""),  # the number in the title
+        _WHOLE_BILL.replace("(k + k_res)", "k"),  # the second list is not stored
+        _WHOLE_BILL.replace("math.ceil(d_out / v)", "d_out / v"),  # half pieces
+        _WHOLE_BILL.replace("math.ceil(math.log2(k))", "math.log2(k)"),  # indices of 8.2 bits
+        _WHOLE_BILL.replace("norm_bits * d_in", "norm_bits * d_out"),  # rows in place of columns
+        _WHOLE_BILL.replace("16 * v * (k", "16 * (k"),  # entries of one number
+    ],
+    "codebooks-2": [
+        _LLOYD_STEP.replace("square().sum(1) / 2", "square().sum(1)"),  # the half forgotten
+        _LLOYD_STEP.replace(" - C.square().sum(1) / 2", ""),  # the greatest product
+        _LLOYD_STEP.replace("w[:, None] * x", "x").replace("idx, w)", "idx, torch.ones_like(w))"),  # all alike
+        _LLOYD_STEP.replace("torch.where(total > 0, sums / total.clamp(min=1e-300), C)", "sums / total"),  # 0 / 0
+        _LLOYD_STEP.replace("1e-300), C)", "1e-300), 0.0)"),  # empty entries fall to the origin
+        _LLOYD_STEP.replace("(x @ C.T - C", "(w[:, None] * x @ C.T - C"),  # importance in the assignment
+    ],
+    "codebooks-3": [
+        _BEST_PAIRS.replace(" + 2 * A @ B.T", ""),  # lists that do not know of each other
+        _BEST_PAIRS.replace("- 2 * (x @ B.T)[:, None, :]", "- (x @ B.T)[:, None, :]"),  # a factor forgotten
+        _BEST_PAIRS.replace("[at // len(B), at % len(B)]", "[at % len(B), at // len(B)]"),  # swapped
+        _BEST_PAIRS.replace("at // len(B), at % len(B)", "at // len(A), at % len(A)"),  # the wrong list's length
+        # one after the other
+        "def best_pairs(x, A, B):\n"
+        "    i = torch.cdist(x, A).argmin(1)\n"
+        "    return torch.stack([i, torch.cdist(x - A[i], B).argmin(1)], 1)\n",
+    ],
+}
+
+# 10_ptq161
+
+_HONEST = (
+    "def honest(d_out, d_in, n_high, bits):\n"
+    "    n_low = d_in - n_high\n"
+    "    total = d_out * (bits * n_high + n_low) + d_in + d_out * (16 + bits + 32) + 16 * n_low\n"
+    "    return total / (d_out * d_in)\n"
+)
+_BITWISE = (
+    "def product(x, salient, q, s, z, b, a, mu, v):\n"
+    "    xs, xv = x[salient], x[~salient] * v\n"
+    "    return s * (q @ xs) - s * z * xs.sum() + 2 * a * (b @ xv) + (mu - a) * xv.sum()\n"
+)
+_SLOPE = (
+    "def slope(Y, T):\n"
+    "    y, t = (M / M.norm(dim=1, keepdim=True) for M in (Y, T))\n"
+    "    cos = (y * t).sum(1, keepdim=True)\n"
+    "    return -(t - cos * y) / Y.norm(dim=1, keepdim=True) / len(Y) / cos.mean()\n"
+)
+MUTANTS |= {
+    "ptq161-1": [
+        _HONEST.replace(" + 16 * n_low", ""),  # no column factors
+        _HONEST.replace("(16 + bits + 32)", "(16 + bits + 16)"),  # a level without a mean
+        _HONEST.replace("+ d_in +", "+ d_out * d_in +"),  # a map of single weights
+        _HONEST.replace("16 + bits", "32"),  # a zero point in half precision
+        _HONEST.replace("(d_out * d_in)", "(d_out * (bits * n_high + n_low))"),  # over the number of bits, as in the paper
+    ],
+    "ptq161-2": [
+        _BITWISE.replace("x[salient], x[~salient]", "x[: q.shape[1]], x[q.shape[1] :]"),  # salient channels assumed first
+        _BITWISE.replace(" - s * z * xs.sum()", ""),  # no zero point
+        _BITWISE.replace("(mu - a)", "mu"),  # bits taken for signs
+        _BITWISE.replace("2 * a", "a"),  # half the level
+        _BITWISE.replace("x[~salient] * v", "x[~salient]"),  # no column factors
+    ],
+    "ptq161-3": [
+        _SLOPE.replace("-(t - cos * y)", "-t"),  # a part along the output
+        _SLOPE.replace(" / cos.mean()", ""),  # the logarithm forgotten
+        _SLOPE.replace("cos.mean()", "cos.mean().abs()"),  # wrong where cosines are negative
+        _SLOPE.replace(" / len(Y) / cos.mean()", " / len(Y) / cos"),  # a mean of logarithms
+        _SLOPE.replace(" / len(Y)", ""),  # a sum over tokens
+        _SLOPE.replace("return -", "return "),  # the sign
+    ],
+}
+_RANK_ONE = (
+    "def rank_one(A, mask, rounds):\n"
+    "    M = mask.to(A.dtype)\n"
+    "    A, v = A * M, torch.ones_like(A[0])\n"
+    "    for _ in range(rounds):\n"
+    "        u = (A @ v) / (M @ v**2)\n"
+    "        v = (A.T @ u) / (M.T @ u**2)\n"
+    "    return u, v\n"
+)
+_BY_COLUMN = (
+    "def by_column(W, H, levels):\n"
+    "    W_hat, E = torch.zeros_like(W), torch.zeros_like(W)\n"
+    "    for j in range(W.shape[1]):\n"
+    "        now = W[:, j] + (E[:, :j] @ H[:j, j:] @ torch.linalg.inv(H[j:, j:]))[:, 0]\n"
+    "        nearest = (levels - now[:, None]).abs().argmin(1, keepdim=True)\n"
+    "        W_hat[:, j] = levels.gather(1, nearest)[:, 0]\n"
+    "        E[:, j] = W[:, j] - W_hat[:, j]\n"
+    "    return W_hat\n"
+)
+_BILLM_BILL = (
+    "def total_bits(d_out, d_in, span):\n"
+    "    n_blocks = -(-d_in // span)\n"
+    "    return 2 * d_out * d_in + d_in + 7 * 16 * d_out * n_blocks\n"
+)
+MUTANTS |= {
+    "onebit-1": [
+        _BILLM_BILL.replace("-(-d_in // span)", "d_in // span"),  # the narrow block is free
+        _BILLM_BILL.replace("2 * d_out", "d_out"),  # the second plane is called free
+        _BILLM_BILL.replace("7 * 16", "8 * 16"),  # two means for salient columns, as the code computes them
+        _BILLM_BILL.replace(" + d_in", ""),  # no flags
+        _BILLM_BILL.replace("d_out * n_blocks", "d_out"),  # numbers of a row, not of a row and block
+    ],
+    "onebit-2": [
+        _RANK_ONE.replace("M @ v**2", "(v**2).sum()").replace("M.T @ u**2", "(u**2).sum()"),  # lower sums without the mask
+        _RANK_ONE.replace("A, v = A * M,", "A, v = A,"),  # upper sums without the mask
+        _RANK_ONE.replace("M @ v**2", "M @ v").replace("M.T @ u**2", "M.T @ u"),  # averages instead of least squares
+        _RANK_ONE.replace("(A.T @ u) / (M.T @ u**2)", "v / v.mean()"),  # columns stay as they are
+        _RANK_ONE.replace("range(rounds)", "range(1)"),  # once only
+    ],
+    "onebit-3": [
+        _BY_COLUMN.replace(" + (E[:, :j] @ H[:j, j:] @ torch.linalg.inv(H[j:, j:]))[:, 0]", ""),  # no feedback
+        _BY_COLUMN.replace("W[:, j] + (", "W[:, j] - ("),  # errors pushed the wrong way
+        _BY_COLUMN.replace(" @ torch.linalg.inv(H[j:, j:]))[:, 0]", ")[:, 0] / H[j, j]"),  # the columns after it do not adapt
+        _BY_COLUMN.replace("torch.linalg.inv(H[j:, j:])", "torch.linalg.inv(H)[j:, j:]"),  # the inverse of all columns
+        _BY_COLUMN.replace("levels.gather(1, nearest)[:, 0]", "now"),  # nothing is rounded
+    ],
+}

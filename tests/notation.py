@@ -58,7 +58,8 @@ NOTATION: dict[str, tuple[str, str]] = {
     "inv_perm": ("`perm` undone", "`[d_in]`"),
     # codebooks
     "C": ("codebook, one entry a row", "`[k, v]`"),
-    "idx": ("codebook entry of each group of `v` weights", "`[d_out, d_in//v]`"),
+    "idx": ("which codebook entry stands for each piece", "`[d_out // v, d_in]`"),
+    "v": ("weights a piece, which share an index", "integer"),
     # parts of names
     "mask_*": ("true where the rest of the name holds", "boolean"),
     "_g": ("suffix: seen in groups", "`[d_out, n_groups, g]`"),

@@ -18,10 +18,20 @@ from torch import Tensor
 from lowbit_nb import packing
 from lowbit_nb.bilevel import Coded, Second
 from lowbit_nb.clipping import LearnedClip
+from lowbit_nb.codebooks import codebook as codebooks
+from lowbit_nb.codebooks.kmeans import kmeans
+from lowbit_nb.codebooks.kmeans import nearest as nearest_vector
 from lowbit_nb.feedback import AffineRounder, feedback
 from lowbit_nb.grid import Grid, dequantize, fit, quantize
 from lowbit_nb.hessian import factor, gram
+from lowbit_nb.methods.billm import BiLLM
 from lowbit_nb.methods.spqr import SpQR
+from lowbit_nb.methods.vptq import VPTQ
+from lowbit_nb.objectives import nlc
+from lowbit_nb.onebit import channels, regions, signfit, signlinear, signs
+from lowbit_nb.onebit.mixed import MixedWeight
+from lowbit_nb.onebit.signscale import ScaledSigns
+from lowbit_nb.onebit.signweight import SignWeight
 from lowbit_nb.outliers import leave_one_out
 from lowbit_nb.rounding import rectified_sigmoid
 from lowbit_nb.stored import AffineWeight
@@ -730,4 +740,467 @@ PROPS |= {
     ("08_outliers_spqr", "csr_naive"): _compressed_rows,
     ("08_outliers_spqr", "ends_naive"): _ends_of_the_insiders,
     ("08_outliers_spqr", "spqr_naive"): _rounds_like_spqr,
+}
+
+
+# 12_vptq
+
+
+def _vptq_layer(seed: int, d_out: int, d_in: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    X = torch.randn(6 * d_in, d_in, generator=g, dtype=torch.float64) * torch.exp(torch.randn(d_in, generator=g).double())
+    return torch.randn(d_out, d_in, generator=g, dtype=torch.float64), X.T @ X / len(X)
+
+
+def _vptq_error(W: Tensor, W_hat: Tensor, H: Tensor) -> float:
+    return float((((W - W_hat) @ H) * (W - W_hat)).sum())
+
+
+def _pieces_of_a_column(fn: Callable) -> None:
+    for d_out, v in ((8, 4), (7, 3), (5, 1), (2, 6)):
+        W = torch.randn(d_out, 3, generator=torch.Generator().manual_seed(d_out), dtype=torch.float64)
+        assert [piece for column in W.T for piece in fn(column, v)] == codebooks.pieces(W.T, v).tolist()
+
+
+def _nearest_of_the_package(fn: Callable) -> None:
+    g = torch.Generator().manual_seed(0)
+    P, C = torch.randn(50, 3, generator=g, dtype=torch.float64), torch.randn(7, 3, generator=g, dtype=torch.float64)
+    assert [fn(piece, C) for piece in P.tolist()] == nearest_vector(P, C).tolist()
+    assert fn([0.0, 0.0], torch.tensor([[1.0, 0.0], [0.0, 1.0]])) == 0  # of equal ones the first
+
+
+def _vectors_with_feedback(fn: Callable) -> None:
+    """Integers of the package, its exact cost, and one codebook or several."""
+    for seed, (d_out, d_in, v) in enumerate(((16, 12, 4), (13, 9, 4), (12, 10, 1))):
+        W, H = _vptq_layer(seed, d_out, d_in)
+        method = VPTQ(codebooks.Codebook(v, 8), "none", refine=0, order="natural", damp=0.0)
+        stored, _ = method.quantize_layer(W, H)
+        idx, W_hat = fn(W, H, [stored.main.C[0].double()] * d_in)
+        assert torch.equal(torch.tensor(idx).T.to(torch.int32), stored.main.idx)
+        assert torch.allclose(W_hat, stored.dequantize().double(), atol=1e-6)
+    fine, coarse = torch.tensor([[0.0], [1.0], [2.0]]).double(), torch.tensor([[0.0, 0.0], [2.0, 2.0]]).double()
+    idx, W_hat = fn(torch.ones(4, 2).double(), torch.eye(2).double(), [fine, coarse])
+    assert idx[0] == [1, 1, 1, 1] and len(idx[1]) == 2 and bool((W_hat[:, 0] == 1).all())
+
+
+def _vptq_prices(fn: Callable) -> None:
+    for seed, d in enumerate((2, 5, 12)):
+        _, H = _vptq_layer(seed, 1, d)
+        U = torch.linalg.cholesky(torch.linalg.inv(H), upper=True)
+        assert torch.allclose(fn(H), 1 / U.diagonal().square(), rtol=1e-8)
+
+
+def _lloyd_steps(fn: Callable) -> None:
+    for seed in range(3):
+        g = torch.Generator().manual_seed(seed)
+        x, w = torch.randn(200, 3, generator=g, dtype=torch.float64), torch.rand(200, generator=g, dtype=torch.float64)
+        C, inertia = fn(x, w, x[:8], 6)
+        want = kmeans(x, w, 8, start=x[:8], iterations=6, tol=0.0, generator=g)
+        assert torch.allclose(C, want.C) and torch.allclose(torch.tensor(inertia), torch.tensor(want.inertia[:6]))
+
+
+def _columns_of_one_scale(fn: Callable) -> None:
+    for seed in range(5):
+        W, H = _vptq_layer(seed, 20, 6)
+        unit, metric, s = fn(W, H)
+        E = torch.randn(20, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        assert torch.allclose(unit * s, W) and torch.allclose(unit.square().mean(0), torch.ones(6).double())
+        assert math.isclose(_vptq_error(E, 0 * E, metric), _vptq_error(E * s, 0 * E, H), rel_tol=1e-9)
+
+
+def _pair_of_vectors(fn: Callable, joint: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    C, C_res = torch.randn(5, 2, generator=g, dtype=torch.float64), 0.4 * torch.randn(3, 2, generator=g, dtype=torch.float64)
+    every = C[:, None] + C_res
+    for piece in torch.randn(60, 2, generator=g, dtype=torch.float64):
+        distance = (every - piece).square().sum(2)
+        first = int((C - piece).square().sum(1).argmin())
+        want = divmod(int(distance.argmin()), 3) if joint else (first, int(distance[first].argmin()))
+        assert tuple(fn(piece.tolist(), C, C_res)) == want
+
+
+def _parts_of_the_package(fn: Callable) -> None:
+    for seed in range(5):
+        h = torch.rand(20, generator=torch.Generator().manual_seed(seed))
+        assert fn(h.tolist(), 3) == codebooks.Codebook(outliers=0.15).labels(h).tolist()
+
+
+def _vptq_pair(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    W, H = _vptq_layer(seed, 12, 10)
+    g = torch.Generator().manual_seed(seed)
+    return W, H, torch.randint(0, 5, (10, 3), generator=g), torch.randn(6, 4, generator=g, dtype=torch.float64)
+
+
+def _refitted_vectors(fn: Callable) -> None:
+    """The best: no small step lowers the error; a vector that nobody uses stays."""
+    for seed in range(5):
+        W, H, idx, C = _vptq_pair(seed)
+        found = fn(W, H, idx.tolist(), C)
+        free = found.clone().requires_grad_()
+        W_hat = free[idx].flatten(1).T
+        slope = torch.autograd.grad((((W - W_hat) @ H) * (W - W_hat)).sum(), free)[0]
+        assert float(slope.abs().max()) < 1e-6 * float(H.trace()) and torch.equal(found[5], C[5])
+
+
+def _reassigned_pieces(fn: Callable) -> None:
+    for seed in range(5):
+        W, H, idx, C = _vptq_pair(seed)
+        before = [column[:] for column in idx.tolist()]
+        given = [column[:] for column in before]
+        errors = [_vptq_error(W, C[idx].flatten(1).T, H)]
+        for _ in range(8):
+            given = fn(W, H, given, C)
+            errors.append(_vptq_error(W, C[torch.tensor(given)].flatten(1).T, H))
+        assert all(b <= a * (1 + 1e-12) for a, b in itertools.pairwise(errors)) and errors[1] < errors[0]
+        assert fn(W, H, given, C) == given or errors[-1] < errors[1] and before == idx.tolist()
+
+
+def _vptq_bits(fn: Callable) -> None:
+    for d_out, d_in, v, b, b_res in ((256, 256, 4, 8, 0), (4096, 4096, 6, 12, 0), (50, 64, 12, 12, 8)):
+        want = codebooks.Codebook(v, 2**b, 2**b_res if b_res else 0).size(d_out, d_in, norm_bits=16).per_weight
+        assert math.isclose(sum(fn(d_out, d_in, v, b, b_res)), want, rel_tol=1e-12)
+
+
+PROPS |= {
+    ("12_vptq", "pieces_naive"): _pieces_of_a_column,
+    ("12_vptq", "nearest_naive"): _nearest_of_the_package,
+    ("12_vptq", "vptq_naive"): _vectors_with_feedback,
+    ("12_vptq", "prices_naive"): _vptq_prices,
+    ("12_vptq", "kmeans_naive"): _lloyd_steps,
+    ("12_vptq", "std_naive"): _columns_of_one_scale,
+    ("12_vptq", "greedy_naive"): lambda fn: _pair_of_vectors(fn, joint=False),
+    ("12_vptq", "jointly_naive"): lambda fn: _pair_of_vectors(fn, joint=True),
+    ("12_vptq", "parts_naive"): _parts_of_the_package,
+    ("12_vptq", "fit_naive"): _refitted_vectors,
+    ("12_vptq", "reassign_naive"): _reassigned_pieces,
+    ("12_vptq", "bits_naive"): _vptq_bits,
+}
+
+
+# 11_codebooks
+
+
+def _vectors(seed: int, n: int, v: int) -> list[list[float]]:
+    return torch.randn(n, v, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
+
+
+def _is_squared_length(fn: Callable) -> None:
+    for seed, v in ((0, 1), (1, 2), (2, 9)):
+        x, c = _vectors(seed, 2, v)
+        want = float((torch.tensor(x, dtype=torch.float64) - torch.tensor(c, dtype=torch.float64)).square().sum())
+        assert abs(fn(x, c) - want) < 1e-12 and fn(x, x) == 0
+    assert fn([1.0, 2.0], [4.0, 6.0]) == 25.0
+
+
+def _nearest_by_cdist(fn: Callable) -> None:
+    for seed, v, k in ((0, 1, 4), (1, 2, 16), (2, 5, 30)):
+        points, C = _vectors(seed, 40, v), _vectors(seed + 50, k, v)
+        distances = torch.cdist(torch.tensor(points, dtype=torch.float64), torch.tensor(C, dtype=torch.float64))
+        assert [fn(x, C) for x in points] == distances.argmin(1).tolist()
+    assert fn([1.0], [[0.0], [2.0]]) == 0  # of equal ones the first
+
+
+def _means_are_least(fn: Callable) -> None:
+    for seed, v, k in ((0, 1, 3), (1, 3, 6)):
+        points, C, draw = _vectors(seed, 30, v), _vectors(seed + 9, k, v), random.Random(seed)
+        weights, idx = [draw.random() for _ in points], [draw.randrange(k - 1) for _ in points]
+        new = fn(points, weights, idx, C)
+        assert new[k - 1] == C[k - 1]  # no points: stays
+        pull = [[0.0] * v for _ in C]  # the derivative of the weighted error
+        for x, w, i in zip(points, weights, idx, strict=True):
+            pull[i] = [p + w * (a - b) for p, a, b in zip(pull[i], x, new[i], strict=True)]
+        assert all(abs(p) < 1e-9 for row in pull for p in row)
+        assert fn(points, [0.0] * 30, idx, C) == C
+
+
+def _weighted_error(fn: Callable) -> None:
+    assert fn([[1.0], [5.0]], [2.0, 3.0], [[0.0], [4.0]], [0, 1]) == 5.0
+    points, C = _vectors(3, 20, 4), _vectors(4, 5, 4)
+    idx, weights = [i % 5 for i in range(20)], [0.1 * i for i in range(20)]
+    E = torch.tensor(points, dtype=torch.float64) - torch.tensor(C, dtype=torch.float64)[idx]
+    want = float((E.square().sum(1) * torch.tensor(weights, dtype=torch.float64)).sum())
+    assert abs(fn(points, weights, C, idx) - want) < 1e-9
+
+
+def _steps_of_lloyd(fn: Callable) -> None:
+    from lowbit_nb.codebooks.kmeans import kmeans, nearest
+
+    for seed, n, v, k in ((0, 80, 1, 5), (1, 120, 2, 9), (2, 60, 4, 7)):
+        draw = torch.Generator().manual_seed(seed)
+        x, w = torch.randn(n, v, generator=draw, dtype=torch.float64), torch.rand(n, generator=draw, dtype=torch.float64)
+        found = kmeans(x, w, k, generator=draw, start=x[:k], iterations=8, tol=0.0)
+        C, idx, errors = fn(x.tolist(), w.tolist(), x[:k].tolist(), len(found.inertia) - 1)
+        assert torch.allclose(torch.tensor(C, dtype=torch.float64), found.C, atol=1e-6)
+        assert torch.allclose(torch.tensor(errors[::2]), torch.tensor(found.inertia), atol=1e-6)
+        assert idx == nearest(x, found.C).tolist()
+        assert all(b <= a + 1e-9 for a, b in itertools.pairwise(errors))
+
+
+def _one_after_the_other(fn: Callable) -> None:
+    from lowbit_nb.codebooks.kmeans import nearest
+
+    for seed, v in ((0, 1), (1, 3)):
+        x, A, B = (torch.tensor(_vectors(seed + at, n, v), dtype=torch.float64) for at, n in ((0, 40), (10, 6), (20, 9)))
+        first = nearest(x, A)
+        want = list(zip(first.tolist(), nearest(x - A[first], B).tolist(), strict=True))
+        assert [tuple(fn(p, A.tolist(), B.tolist())) for p in x.tolist()] == want
+
+
+def _bits_of_a_list(fn: Callable) -> None:
+    from lowbit_nb.codebooks.codebook import Codebook
+
+    for shape in ((64, 128), (100, 32), (33, 7), (4096, 11008)):
+        for v, k, k_res in ((2, 16, 0), (4, 256, 0), (8, 4096, 256), (6, 64, 2)):
+            assert abs(fn(*shape, v, k, k_res) - Codebook(v, k, k_res).size(*shape).per_weight) < 1e-9
+        assert fn(*shape, 4, 256) == fn(*shape, 4, 256, 0)
+
+
+def _entropy_in_bits(fn: Callable) -> None:
+    assert fn([1] * 8) == 3 and fn([7]) == 0 and fn([2, 1, 1, 0]) == 1.5
+    for seed in range(5):
+        counts = torch.randint(0, 50, (12,), generator=torch.Generator().manual_seed(seed)) + 1
+        want = float(torch.distributions.Categorical(counts.double()).entropy()) / math.log(2)
+        assert abs(fn(counts.tolist()) - want) < 1e-9 and fn((3 * counts).tolist()) <= math.log2(12)
+
+
+PROPS |= {
+    ("11_codebooks", "distance_naive"): _is_squared_length,
+    ("11_codebooks", "nearest_naive"): _nearest_by_cdist,
+    ("11_codebooks", "means_naive"): _means_are_least,
+    ("11_codebooks", "error_naive"): _weighted_error,
+    ("11_codebooks", "kmeans_naive"): _steps_of_lloyd,
+    ("11_codebooks", "residual_naive"): _one_after_the_other,
+    ("11_codebooks", "bits_naive"): _bits_of_a_list,
+    ("11_codebooks", "entropy_naive"): _entropy_in_bits,
+}
+
+
+# 10_ptq161
+
+
+def _ptq_layer(seed: int, d_out: int = 7, d_in: int = 24, n_high: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    """A weight, a mask of channels, and H of correlated inputs."""
+    g = torch.Generator().manual_seed(seed)
+    W = torch.randn(d_out, d_in, generator=g, dtype=torch.float64) + 0.2
+    return W, channels.salient_channels(torch.rand(d_in, generator=g), n_high), _ptq_metric(d_in, seed)
+
+
+def _ptq_metric(d: int, seed: int) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    X = torch.randn(8 * d, d, generator=g, dtype=torch.float64)
+    X = X @ (torch.eye(d, dtype=torch.float64) + 0.4 * torch.randn(d, d, generator=g, dtype=torch.float64))
+    return X.T @ X / len(X)
+
+
+def _ptq_count(fn: Callable) -> None:
+    for d_in, share, align in itertools.product((16, 100, 256, 4096, 11008), (0.01, 0.2, 0.5), (1, 8, 32)):
+        assert fn(d_in, share, align) == channels.salient_count(d_in, share, align)
+
+
+def _ptq_mask(fn: Callable) -> None:
+    for seed in range(5):
+        X = torch.randn(20, 24, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).round(decimals=1)
+        want = channels.salient_channels(X.abs().amax(0), channels.salient_count(24, 0.3, 4))
+        assert torch.equal(fn(X, 0.3, 4), want)
+
+
+def _ptq_bits(fn: Callable) -> None:
+    for d_out, d_in, n_high in ((64, 128, 32), (96, 64, 32), (32, 256, 64)):
+        W, salient, _ = _ptq_layer(d_out, d_out, d_in, n_high)
+        a, mu, v = signfit.start_scales(W[:, ~salient].float(), "weight")
+        low = SignWeight.of(W[:, ~salient] >= 0, a[:, None], mu[:, None], v)
+        whole = MixedWeight.of(salient, AffineWeight.nearest(W[:, salient], Grid(4)), low)
+        assert math.isclose(sum(fn(d_out, d_in, n_high).values()), whole.bits().per_weight, rel_tol=1e-12)
+
+
+def _ptq_ruler(fn: Callable) -> None:
+    for bits in (2, 4):
+        for row in torch.randn(20, 9, generator=torch.Generator().manual_seed(bits)).tolist():
+            want = AffineWeight.nearest(torch.tensor([row]), Grid(bits)).dequantize()[0]
+            assert torch.allclose(torch.tensor(fn(row, bits)), want, atol=1e-5)
+
+
+def _ptq_mixed(fn: Callable) -> None:
+    for seed in range(5):
+        W, salient, _ = _ptq_layer(seed)
+        u, v = (torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.5 for n in W.shape)
+        low = W[:, ~salient]
+        a, mu, _ = signfit.start_scales(low, "mean")
+        learn = ScaledSigns(salient, AffineWeight.nearest(W[:, salient], Grid(4)), low >= mu[:, None], a, mu, v[~salient])
+        learn.row.data.copy_(u)
+        assert torch.allclose(fn(W, salient, u, v).float(), learn.weight().detach(), atol=1e-5)
+
+
+def _ptq_rank_one(fn: Callable) -> None:
+    for seed in range(5):
+        A = torch.rand(6, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.3
+        u, v = fn(A)
+        left, size, right = torch.linalg.svd(A)
+        assert torch.allclose(torch.outer(u, v), size[0] * torch.outer(left[:, 0], right[0]), atol=1e-8)
+        assert math.isclose(float(v.mean()), 1.0, rel_tol=1e-9)
+
+
+def _ptq_output_start(fn: Callable) -> None:
+    for seed in range(4):
+        W, _, H = _ptq_layer(seed, 6, 12, 1)
+        B, v = torch.where(W >= 0, 1.0, -1.0).double(), torch.ones(12, dtype=torch.float64)
+        for rounds in (0, 1, 3):
+            ours, theirs = (v * (a[:, None] * B + mu[:, None]) for a, mu, v in
+                            (fn(B, v, H, W @ H, rounds), signfit.fit_to_output(B, v, H, W @ H, rounds)))
+            assert torch.allclose(ours, theirs.double(), atol=1e-3)
+
+
+def _ptq_angle(fn: Callable) -> None:
+    for seed in range(5):
+        Y, T = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for other in (Y, T + 0.3 * Y, -T + 0.3 * Y):
+            assert math.isclose(fn(other, T), float(nlc(other[None], T[None])), rel_tol=1e-4, abs_tol=1e-5)
+
+
+def _ptq_scales(seed: int) -> tuple[Tensor, ...]:
+    """Inputs, salient weights, signs, level, mean, factors, and a gradient of outputs."""
+    g = torch.Generator().manual_seed(seed)
+    x, W_high, B, a, mu, v, G = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in
+                                 ((10, 12), (5, 4), (5, 8), (5,), (5,), (8,), (10, 5)))
+    return x, W_high, torch.where(B >= 0, 1.0, -1.0).double(), a, mu, v, G
+
+
+def _ptq_factored(fn: Callable) -> None:
+    for seed in range(5):
+        x, W_high, B, a, mu, v, _ = _ptq_scales(seed)
+        want = x @ torch.cat([W_high, v * (a[:, None] * B + mu[:, None])], 1).T
+        assert torch.allclose(fn(x, W_high, B, a, mu, v), want)
+
+
+def _ptq_gradients(fn: Callable) -> None:
+    for seed in range(5):
+        x, W_high, B, a, mu, v, G = _ptq_scales(seed)
+        leaves = [t.clone().requires_grad_() for t in (a, mu, v, x)]
+        y = signlinear.sign_product(leaves[3], W_high, B, *leaves[:3])
+        want = torch.autograd.grad(y, leaves, G)
+        for ours, theirs in zip(fn(x[:, 4:], G, B, a, mu, v), (*want[:3], want[3][:, 4:]), strict=True):
+            assert torch.allclose(ours, theirs)
+
+
+PROPS |= {
+    ("10_ptq161", "count_naive"): _ptq_count,
+    ("10_ptq161", "salient_naive"): _ptq_mask,
+    ("10_ptq161", "bits_naive"): _ptq_bits,
+    ("10_ptq161", "grid_naive"): _ptq_ruler,
+    ("10_ptq161", "mixed_naive"): _ptq_mixed,
+    ("10_ptq161", "rank_one_naive"): _ptq_rank_one,
+    ("10_ptq161", "output_start_naive"): _ptq_output_start,
+    ("10_ptq161", "nlc_naive"): _ptq_angle,
+    ("10_ptq161", "factored_naive"): _ptq_factored,
+    ("10_ptq161", "gradients_naive"): _ptq_gradients,
+}
+
+
+# 09_one_bit
+
+
+def _bit_rows(seed: int, n: int, d: int) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _bit_best_level(fn: Callable) -> None:
+    for w in _bit_rows(0, 20, 9).tolist():
+        a, hat = fn(w)
+        assert abs(a - sum(map(abs, w)) / 9) < 1e-12 and all(h == (a if x >= 0 else -a) for x, h in zip(w, hat, strict=True))
+    assert fn([0.0, -2.0]) == (1.0, [1.0, -1.0])
+
+
+def _bit_degrees(fn: Callable) -> None:
+    assert abs(fn([1.0, 0.0], [0.0, 3.0]) - 90) < 1e-9 and abs(fn([1.0, 0.0], [2.0, 2.0]) - 45) < 1e-9
+    for w, hat in zip(_bit_rows(1, 10, 5), _bit_rows(2, 10, 5), strict=True):
+        cosine = torch.nn.functional.cosine_similarity(w, hat, dim=0)
+        assert abs(fn(w.tolist(), hat.tolist()) - math.degrees(math.acos(cosine))) < 1e-9
+
+
+def _bit_singular_pair(fn: Callable) -> None:
+    for seed, (n, d) in enumerate(((4, 7), (9, 3))):
+        A = _bit_rows(seed, n, d).abs()
+        u, v = (torch.tensor(x, dtype=A.dtype) for x in fn(A.tolist(), 60))
+        U, S, Vt = torch.linalg.svd(A)
+        assert torch.allclose(torch.outer(u, v), S[0] * torch.outer(U[:, 0], Vt[0]), atol=1e-9)
+
+
+def _bit_planes(fn: Callable) -> None:
+    for W in (_bit_rows(3, 6, 8), _bit_rows(4, 6, 3)):
+        mu, a = signs.one_plane(W)
+        one = W - signs.residual(W, mu, a)
+        mu2, a1, a2 = signs.two_planes(W)
+        left = signs.residual(signs.residual(W, mu2[:, 0], a1), mu2[:, 1], a2)
+        assert torch.allclose(torch.tensor([fn(row, 1) for row in W.tolist()], dtype=W.dtype), one)
+        assert torch.allclose(torch.tensor([fn(row, 2) for row in W.tolist()], dtype=W.dtype), W - left)
+    assert fn([], 2) == [] and fn([1.0, 2.0], 0) == [0.0, 0.0]
+
+
+def _bit_split(fn: Callable) -> None:
+    W = _bit_rows(5, 10, 16)
+    for threshold in (0.0, 0.5, 1.0, 9.0):
+        hat = torch.tensor([fn(row, threshold) for row in W.tolist()], dtype=W.dtype)
+        assert torch.allclose((W - hat).square().sum(1), signs.split_errors(W, torch.tensor([threshold]))[0])
+
+
+def _bit_entropy(fn: Callable) -> None:
+    assert fn(0.5) == 1 and fn(0.0) == fn(1.0) == 0 and abs(fn(0.11) - 0.49992) < 1e-4
+    assert all(abs(fn(p) - fn(1 - p)) < 1e-12 for p in (0.1, 0.3))
+
+
+def _bit_lloyd(fn: Callable) -> None:
+    for w in _bit_rows(6, 5, 60):
+        hat = torch.tensor(fn(w.tolist(), [-1.5, -0.5, 0.5, 1.5]), dtype=w.dtype)
+        for level in hat.unique():
+            assert abs(float(w[hat == level].mean() - level)) < 1e-9
+        assert torch.allclose((w - hat).abs(), (w[:, None] - hat.unique()).abs().amin(1))
+
+
+def _bit_stored(fn: Callable) -> None:
+    for seed, (n, d) in enumerate(((5, 9), (8, 16))):
+        T = _bit_rows(seed, n, d)
+        salient, far = torch.arange(d) % 4 == 1, T.abs() > 1
+        want = regions.planes(T, salient, far & ~salient).dequantize(torch.float64)
+        assert torch.allclose(fn(T, salient, far & ~salient), want, atol=4e-3)
+
+
+def _bit_regions(fn: Callable) -> None:
+    for seed, most in ((0, 50), (1, 4), (2, 8)):
+        T = _bit_rows(seed, 6, 10) * torch.linspace(2, 0.5, 10).double()
+        cost = torch.rand(10, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.1
+        salient, far = fn(T, (T.square() * cost).sum(0), most)
+        want = regions.regions(T, cost, most=most)
+        assert torch.equal(salient, want[0]) and torch.equal(far, want[1])
+
+
+def _bit_billm(fn: Callable) -> None:
+    for seed, (n, d, span) in enumerate(((6, 16, 8), (8, 20, 8))):
+        H, W = _metric_of(d, seed + 30), _bit_rows(seed, n, d)
+        for way in ("exact", "diagonal", "none"):
+            for search in ("weight", "saliency"):
+                stored, _ = BiLLM(span=span, feedback=way, search=search, damp=0.0).quantize_layer(W, H)
+                assert torch.allclose(fn(W, H, span, way, search), stored.dequantize().double(), atol=2e-2)
+
+
+def _bit_bill(fn: Callable) -> None:
+    W, share = _bit_rows(7, 64, 256).float(), 0.25
+    salient = torch.arange(128) < 32
+    part = regions.planes(W[:, :128], salient, (W[:, :128].abs() > 1) & ~salient)
+    on_disk = type(part).join([part, part]).bits().per_weight
+    assert abs(sum(fn(64, share, 7).values()) - share - on_disk) < 1e-9  # residual signs need no place of their own
+    assert abs(sum(fn(4096, 0.09, 4, 64, 2).values()) - (2.09 + 1 / 4096 + 1 + 32 / 4096)) < 1e-12
+
+
+PROPS |= {
+    ("09_one_bit", "sign_naive"): _bit_best_level,
+    ("09_one_bit", "angle_naive"): _bit_degrees,
+    ("09_one_bit", "rank_one_naive"): _bit_singular_pair,
+    ("09_one_bit", "planes_naive"): _bit_planes,
+    ("09_one_bit", "split_naive"): _bit_split,
+    ("09_one_bit", "entropy_naive"): _bit_entropy,
+    ("09_one_bit", "lloyd_naive"): _bit_lloyd,
+    ("09_one_bit", "hat_naive"): _bit_stored,
+    ("09_one_bit", "regions_naive"): _bit_regions,
+    ("09_one_bit", "billm_naive"): _bit_billm,
+    ("09_one_bit", "bits_naive"): _bit_bill,
 }
