@@ -58,7 +58,7 @@ NOTATION: dict[str, tuple[str, str]] = {
     "inv_perm": ("`perm` undone", "`[d_in]`"),
     # codebooks
     "C": ("codebook, one entry a row", "`[k, v]`"),
-    "idx": ("which codebook entry stands for each piece", "`[d_out // v, d_in]`"),
+    "idx": ("which codebook entry stands for each piece", "`[d_out//v, d_in]`"),
     "v": ("weights a piece, which share an index", "integer"),
     # parts of names
     "mask_*": ("true where the rest of the name holds", "boolean"),
