@@ -12,12 +12,14 @@ import importlib
 from types import ModuleType
 
 from lowbit_nb import blocks, check, evaluate, feedback, grid, hessian, methods, packing, stored, text
+from lowbit_nb.activations import Activations
 from lowbit_nb.checkpoint import load_quantized, save_quantized
 from lowbit_nb.codebooks.codebook import Codebook
 from lowbit_nb.grid import Grid
 from lowbit_nb.methods import (
     ARBLLM,
     AWQ,
+    CBQ,
     GPTQ,
     OAC,
     PBLLM,
@@ -25,6 +27,7 @@ from lowbit_nb.methods import (
     RTN,
     VPTQ,
     BiLLM,
+    LRQuant,
     OmniQuant,
     SmoothQuant,
     SpQR,
@@ -37,9 +40,10 @@ from lowbit_nb.subject import Subject, load
 
 __version__ = "0.1.0"
 __all__ = [
-    "ARBLLM", "AWQ", "BiLLM", "Codebook", "GPTQ", "Grid", "OAC", "OmniQuant", "PBLLM", "PTQ161", "Quantized", "RTN",
-    "SmoothQuant", "SpQR", "Subject", "TesseraQ", "VPTQ", "blocks", "check", "evaluate", "feedback", "grid", "hessian", "live",
-    "load", "load_quantized", "methods", "packing", "quantize", "save_quantized", "setup", "show", "stored", "text",
+    "ARBLLM", "AWQ", "Activations", "BiLLM", "CBQ", "Codebook", "GPTQ", "Grid", "LRQuant", "OAC", "OmniQuant", "PBLLM",
+    "PTQ161", "Quantized", "RTN", "SmoothQuant", "SpQR", "Subject", "TesseraQ", "VPTQ", "blocks", "check", "evaluate",
+    "feedback", "grid", "hessian", "live", "load", "load_quantized", "methods", "packing", "quantize", "save_quantized",
+    "setup", "show", "stored", "text",
 ]
 
 

@@ -50,6 +50,7 @@ class Block:
     args: tuple = field(repr=False)  # beside the hidden states, as the model passes them
     kwargs: dict = field(repr=False)
     batch: int = 4
+    last: bool = False  # of the model
 
     @property
     def linears(self) -> dict[str, nn.Linear]:
@@ -224,7 +225,7 @@ def catch(model: nn.Module, ids: Tensor, batch: int = 4) -> tuple[list[Block], T
 
     with _Hooks([(m, keep(i)) for i, m in enumerate(modules)], with_kwargs=True):
         model(ids[:1], use_cache=False)
-    blocks = [Block(m, i, f"{prefix}.{i}", *caught[i], batch) for i, m in enumerate(modules)]
+    blocks = [Block(m, i, f"{prefix}.{i}", *caught[i], batch, i == len(modules) - 1) for i, m in enumerate(modules)]
     first = _first_input(model, modules[0], ids[:1])
     X = first.new_empty(len(ids), *first.shape[1:])
     for i in range(0, len(ids), batch):

@@ -21,12 +21,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lowbit_nb import checkpoint
+from lowbit_nb.activations import Activations, as_quantized
 from lowbit_nb.blocks import Block, catch
 from lowbit_nb.record import Quantized
 from lowbit_nb.stored import StoredWeight
 from lowbit_nb.streams import Streams
 from lowbit_nb.subject import Subject
 from lowbit_nb.text import Windows
+
+CARRIED = "carried:"  # tensors of a work folder that are no parameters
 
 
 @dataclass
@@ -48,6 +51,10 @@ class Method(Protocol):
     """A way to quantize one block; a frozen dataclass whose fields are its settings.
 
     streams  which of "full" and "quant" it wants to see, and "loss" if it asks the end loss; () if it looks at weights only
+
+    A method with a field `activations` has them rounded behind it, in every stream and record.  One with `windows` looks at
+    several blocks at a time (`crossblock.Window`): `windows(n)` are (first, how many are left hard, how many are seen), and
+    `quantize_window(blocks, n_left, streams, carried)` gives the results of those and what the next window should know.
 
     Source: this project. Differs: no difference.
     """
@@ -80,13 +87,17 @@ def quantize(subject: Subject, method: Method, windows: Windows | None = None, w
     streams = Streams.start(X, method.streams)
     if "loss" in method.streams:
         streams.loss = method.view(subject.model, windows.ids.to(subject.device), blocks)
+    carried: dict[str, Tensor] = {}
     with tqdm(blocks, desc=_name(method), unit="block", file=sys.stdout, leave=False, disable=not progress, ncols=80) as bar:
-        for block in bar:
-            result = store.read(block.index) or _do(method, block, streams, store)
-            _advance(result, block, streams, last=block.index == len(blocks) - 1)
-            record.weights.update({f"{block.name}.{name}": w for name, w in result.weights.items()})
-            record.params.update({f"{block.name}.{name}": t for name, t in result.params.items()})
-            record.trace.append(result.trace)
+        for first, left, seen in method.windows(len(blocks)) if hasattr(method, "windows") else _one_by_one(len(blocks)):
+            results = _read(store, first, left) or _do(method, blocks[first : first + seen], left, streams, store, carried)
+            for block, result in zip(blocks[first:], results, strict=False):
+                carried = _take_carried(result)
+                _advance(result, block, streams, getattr(method, "activations", None))
+                record.weights.update({f"{block.name}.{name}": w for name, w in result.weights.items()})
+                record.params.update({f"{block.name}.{name}": t for name, t in result.params.items()})
+                record.trace.append(result.trace)
+            bar.update(left)
     return record
 
 
@@ -111,27 +122,51 @@ def _enter(subject: Subject, method: Method, windows: Windows | None, batch: int
     return blocks, X if method.streams else None
 
 
-def _do(method: Method, block: Block, streams: Streams, store: checkpoint.WorkFolder) -> BlockResult:
-    """Let the method round one block; time it, and keep it before going on."""
-    on_gpu = next(block.module.parameters()).is_cuda
+def _one_by_one(n: int) -> list[tuple[int, int, int]]:
+    return [(i, 1, 1) for i in range(n)]
+
+
+def _read(store: checkpoint.WorkFolder, first: int, left: int) -> list | None:
+    """The finished blocks of a window, if all of them are there."""
+    results = [store.read(first + i) for i in range(left)]
+    return results if all(results) else None
+
+
+def _do(method: Method, blocks: list[Block], left: int, streams: Streams, store: checkpoint.WorkFolder,
+        carried: dict[str, Tensor]) -> list[BlockResult]:
+    """Let the method round one block, or the first blocks of a window; time it, and keep them before going on."""
+    on_gpu = next(blocks[0].module.parameters()).is_cuda
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    result = method.quantize_block(block, streams)
-    result.trace = {"block": block.index, "seconds": time.perf_counter() - start} | result.trace
-    if on_gpu:
-        result.trace["peak_bytes"] = torch.cuda.max_memory_allocated()
-    store.write(block.index, result)
-    return result
+    if hasattr(method, "quantize_window"):
+        results, carried = method.quantize_window(blocks, left, streams, carried)
+        results[-1].params |= {f"{CARRIED}{name}": t for name, t in carried.items()}
+    else:
+        results = [method.quantize_block(blocks[0], streams)]
+    seconds = time.perf_counter() - start
+    for block, result in zip(blocks, results, strict=False):
+        result.trace = {"block": block.index, "seconds": seconds / len(results)} | result.trace
+        if on_gpu:
+            result.trace["peak_bytes"] = torch.cuda.max_memory_allocated()
+        store.write(block.index, result)
+    return results
+
+
+def _take_carried(result: BlockResult) -> dict[str, Tensor]:
+    """What a window left for the next one: kept in the work folder with its last block, never in the record."""
+    names = [name for name in result.params if name.startswith(CARRIED)]
+    return {name.removeprefix(CARRIED): result.params.pop(name) for name in names}
 
 
 @torch.no_grad()
-def _advance(result: BlockResult, block: Block, streams: Streams, last: bool) -> None:
-    if last or (streams.full is None and streams.quant is None):
+def _advance(result: BlockResult, block: Block, streams: Streams, activations: Activations | None) -> None:
+    if block.last or (streams.full is None and streams.quant is None):
         return
     own = next(block.module.parameters())  # blocks read back from a work folder are on the CPU
     exchanged = {name: w.dequantize() for name, w in result.weights.items()} | result.params
-    streams.advance(block, {name: t.to(own.device, own.dtype) for name, t in exchanged.items()})
+    through = as_quantized(block, activations, result.params)
+    streams.advance(through, {name: t.to(own.device, own.dtype) for name, t in exchanged.items()})
 
 
 def _plain(method: Method) -> dict:

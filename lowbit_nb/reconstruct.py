@@ -97,14 +97,18 @@ def budget(name: str | Budget) -> Budget:
 
 def reconstruct(block: Block, learn: dict[str, Learnable], edits: Transform, X: Tensor, Y: Tensor, *,
                 soft: Sequence[float], budget: Budget, rates: dict[str, float], generator: torch.Generator,
-                objective: Objective = mse) -> tuple[dict[str, StoredWeight], dict[str, Tensor], dict]:
+                objective: Objective = mse, restore: bool = False,
+                check: tuple[Tensor, Tensor] | None = None) -> tuple[dict[str, StoredWeight], dict[str, Tensor], dict]:
     """Learn all together; return the stored weights and the edits of the best moment, and the story of every round.
 
     A round hardens to its soft fraction, makes a new optimiser and takes `budget.steps` steps.  "Best" is the least loss
-    with everything made hard, measured on the same windows at the start and after every round.
+    with everything made hard, measured on the same windows at the start and after every round (on `check` if given);
+    restore=True puts the variables back to where they were then.  A learnable may add a `penalty()` to the loss.  The block
+    may be several (`crossblock.Window`).
 
-    Shapes:  X, Y [n, length, d_model]; soft: one share a round; returns {linear name: stored weight}, {name:
-             tensor} as the edits made them, and the story in plain numbers.
+    Shapes:  X, Y [n, length, d_model], or a Y that the objective knows how to compare with; check: another X and Y; soft: one
+             share a round; returns {linear name: stored weight}, {name: tensor} as the edits made them, and the story in plain
+             numbers.
     Units:   losses in those of the objective.
     Raises:  ValueError if the loss stays non-finite after the rates were halved MAX_RETRIES times.
     Source:  BRECQ, Sec. 3.2 (block reconstruction); TesseraQ, Alg. 1 (rounds).
@@ -112,8 +116,9 @@ def reconstruct(block: Block, learn: dict[str, Learnable], edits: Transform, X: 
     """
     batch = budget.windows(*X.shape[:2])
     n_checked = min(CHECKED, max(4 * batch, ENOUGH // X.shape[1]), len(X))
-    check = (X[:n_checked], Y[:n_checked])
-    best = _Best(block, learn, edits, lambda w, p: hard_loss(block, w, p, *check, objective))
+    check = check or (X[:n_checked], Y[:n_checked])
+    kept = _variables(learn, edits) if restore else []
+    best = _Best(block, learn, edits, lambda w, p: hard_loss(block, w, p, *check, objective), kept)
     story: dict = {"start": best.loss, "rounds": [], "retries": 0}
     groups = [g for one in (*learn.values(), edits) for g in one.parameters()]
     picks = _picks(len(X), budget.steps, batch, generator, X.device)
@@ -125,6 +130,7 @@ def reconstruct(block: Block, learn: dict[str, Learnable], edits: Transform, X: 
         loss = _round(block.name, step, picks, groups, rates, story) if step else 0.0
         story["rounds"].append({"share": share, "soft_loss": loss, "hard_loss": best.offer(),
                                 "layers": {name: p.tell() for name, p in learn.items()}})
+    best.put_back()
     story["end"] = best.loss
     return best.weights, best.tensors, story
 
@@ -132,8 +138,9 @@ def reconstruct(block: Block, learn: dict[str, Learnable], edits: Transform, X: 
 class _Best:
     """The stored weights and edits with the least hard loss so far."""
 
-    def __init__(self, block: Block, learn: dict[str, Learnable], edits: Transform, measure: Callable) -> None:
-        self.block, self.learn, self.edits, self.measure = block, learn, edits, measure
+    def __init__(self, block: Block, learn: dict[str, Learnable], edits: Transform, measure: Callable,
+                 kept: Sequence[Tensor] = ()) -> None:
+        self.block, self.learn, self.edits, self.measure, self.kept = block, learn, edits, measure, kept
         self.weights, self.tensors, self.loss = {}, {}, float("inf")
         self.loss = self.offer()
 
@@ -143,7 +150,17 @@ class _Best:
         loss = self.measure(weights, norms(self.block, tensors))
         if not self.weights or (math.isfinite(loss) and not self.loss < loss):  # a start that is not finite loses to all
             self.weights, self.tensors, self.loss = weights, tensors, loss
+            self.values = [p.detach().clone() for p in self.kept]
         return loss
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for p, value in zip(self.kept, self.values, strict=True):
+            p.copy_(value)
+
+
+def _variables(learn: dict[str, Learnable], edits: Transform) -> list[Tensor]:
+    return [p for one in (*learn.values(), edits) for group in one.parameters() for p in group["params"]]
 
 
 def _picks(n: int, steps: int, batch: int, generator: torch.Generator, device: torch.device) -> Callable[[], Tensor]:
@@ -155,6 +172,7 @@ def _soft_loss(block: Block, learn: dict[str, Learnable], edits: Transform, X: T
                objective: Objective) -> Callable[[Tensor], Tensor]:
     """The loss of a minibatch with everything as it is now; half-precision products on a GPU, variables in float32."""
     forward = torch.compile(block.forward) if X.is_cuda else block.forward
+    penalties = [p.penalty for p in learn.values() if hasattr(p, "penalty")]
 
     def loss(pick: Tensor) -> Tensor:
         with torch.autocast(X.device.type, torch.bfloat16, enabled=X.is_cuda, cache_enabled=False):
@@ -162,7 +180,7 @@ def _soft_loss(block: Block, learn: dict[str, Learnable], edits: Transform, X: T
             exchanged = tensors | {name: p.weight(tensors.get(name)) for name, p in learn.items()}
             if not X.is_cuda:
                 exchanged = {name: t.to(X.dtype) for name, t in exchanged.items()}
-            return objective(forward(X[pick], exchanged), Y[pick])
+            return sum((penalty() for penalty in penalties), objective(forward(X[pick], exchanged), Y[pick]))
     return loss
 
 

@@ -14,6 +14,7 @@ from operator import add
 import torch
 from torch import Tensor, nn
 
+from lowbit_nb.activations import Activations, add_parameter, apply_to
 from lowbit_nb.bits import BitBudget, item
 from lowbit_nb.stored import StoredWeight
 from lowbit_nb.subject import Subject
@@ -77,7 +78,9 @@ class Quantized:
         return reduce(add, (w.bits() for w in self.weights.values())) + BitBudget(edited, 0)
 
     def apply(self, subject: Subject) -> Subject:
-        """A subject that computes with the dequantized weights; it shares all other parameters with the original.
+        """A subject that computes with the dequantized weights, and rounds its activations if the record says so.
+
+        It shares all other parameters with the original.
 
         Shapes:  as the subject.
         Units:   none.
@@ -90,10 +93,32 @@ class Quantized:
             linear = _layer(model, name, stored)
             W_hat = stored.dequantize(linear.weight.dtype).to(linear.weight.device)
             linear.weight = nn.Parameter(W_hat, requires_grad=False)
+        for name in self.params:
+            _make_room(model, name)
         for name, value in self.params.items():
             owner, own = _owner(model, name, value)
             setattr(owner, name.rpartition(".")[2], nn.Parameter(value.to(own.device, own.dtype), requires_grad=False))
+        if self.activations:
+            apply_to(model, {block_of(name): None for name in self.weights}, self.weights, self.activations)
         return dataclasses.replace(subject, model=model, name=f"{subject.name}, {self.title}")
+
+    @property
+    def activations(self) -> Activations | None:
+        """How activations are rounded: as the method did, or as `with_activations` said afterwards; None: not at all."""
+        said = self.settings.get("activations") or self.settings["settings"].get("activations")
+        return Activations(**said) if said else None
+
+    def with_activations(self, activations: Activations) -> Quantized:
+        """The same stored weights, with activations rounded too: what a method gives that knew nothing of them.
+
+        Shapes:  as the record.
+        Units:   none.
+        Raises:  nothing.
+        Source:  this project.
+        Differs: no difference.
+        """
+        said = {"activations": dataclasses.asdict(activations)}
+        return dataclasses.replace(self, settings=self.settings | said)
 
     @property
     def title(self) -> str:
@@ -101,11 +126,39 @@ class Quantized:
         own = self.settings["settings"]
         grid = next((part["grid"] for part in (own, own.get("start"), own.get("backend")) if part and "grid" in part), {})
         group = f" g{grid['group']}" if grid.get("group") else ""
-        return f"{self.settings['method']} W{grid['bits']}{group}" if "bits" in grid else self.settings["method"]
+        bits = self.activations.name if self.activations else ""
+        return f"{self.settings['method']} W{grid['bits']}{bits}{group}" if "bits" in grid else self.settings["method"]
 
     @property
     def seconds(self) -> float:
         return sum(t.get("seconds", 0.0) for t in self.trace)
+
+
+def block_of(name: str) -> str:
+    """The block that a layer belongs to: its full name up to the first number.
+
+    Shapes:  a name in, a name out.
+    Units:   none.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+
+    >>> block_of("model.layers.3.mlp.up_proj")
+    'model.layers.3'
+    """
+    parts = name.split(".")
+    return ".".join(parts[: next((i + 1 for i, part in enumerate(parts) if part.isdigit()), 0)])
+
+
+def _make_room(model: nn.Module, name: str) -> None:
+    """A bias or an input clip that the subject has not."""
+    try:
+        model.get_parameter(name)
+    except AttributeError:
+        try:
+            add_parameter(model, name)
+        except (AttributeError, ValueError):
+            pass  # refused below, with the name
 
 
 def _owner(model: nn.Module, name: str, value: Tensor) -> tuple[nn.Module, nn.Parameter]:

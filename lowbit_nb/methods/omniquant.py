@@ -1,4 +1,4 @@
-"""OmniQuant, weights only: learned equivalent scaling (LET), an affine grid whose clip is learned (LWC), nearest rounding, the
+"""OmniQuant: learned equivalent scaling (LET), an affine grid whose clip is learned (LWC), nearest rounding, the
 block's output.
 
 Both ends of every ruler move, and channel factors if asked, by gradient through the step, until the quantized block gives back
@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lowbit_nb.activations import Activations, as_quantized
 from lowbit_nb.blocks import Block
 from lowbit_nb.clipping import LearnedClip
 from lowbit_nb.grid import Grid
@@ -21,10 +22,10 @@ from lowbit_nb.quantize import BlockResult
 from lowbit_nb.reconstruct import Budget, budget, reconstruct
 from lowbit_nb.record import Phases
 from lowbit_nb.scaling import LearnedScaling, Settled
-from lowbit_nb.sites import sites
+from lowbit_nb.sites import query_key_site, sites
 from lowbit_nb.stored import AffineWeight
 from lowbit_nb.streams import Streams
-from lowbit_nb.transforms import Site, current, norms, smoothing
+from lowbit_nb.transforms import Site, channels, current, norms, smoothing
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class OmniQuant:
     start    AWQ: begin at its scales and clip; None: at the original weights and `first`, a share of the range
     reach    how far an end can travel (in its logit) over the whole budget: its rate is reach / steps, that of factors half of
              it; None: 25, or 1 from a start that is searched already, but no rate above FASTEST
+    activations  rounded while all this is learned, and behind it; queries and keys then share a learned factor too
 
     Source: OmniQuant, Sec. 3.2 (LWC) and 3.3 (LET); start sigmoid(4) = 0.982, alpha and ratio of rates of its code; a start
     from a searched clip is LLMC's.
@@ -53,6 +55,7 @@ class OmniQuant:
     alpha: float = 0.5
     reach: float | None = None
     seed: int = 0
+    activations: Activations | None = None
     streams: ClassVar[tuple[str, ...]] = ("full", "quant")
 
     def __post_init__(self) -> None:
@@ -102,18 +105,22 @@ class OmniQuant:
         usual = min(self.FASTEST, (1.0 if self.start else 25.0) / n_steps)
         rate = usual if self.reach is None else self.reach / n_steps
         with phases("learn clip"):
-            return reconstruct(block, learn, edits, X, Y, soft=(1.0,) * spent.rounds, budget=spent,
+            through = as_quantized(block, self.activations, made)
+            return reconstruct(through, learn, edits, X, Y, soft=(1.0,) * spent.rounds, budget=spent,
                                rates={"clip": rate, "scaling": rate / 2, "shift": rate / 2},
                                generator=torch.Generator().manual_seed(self.seed + block.index))
 
     def _scaling(self, block: Block, X: Tensor, params: dict[str, Tensor]) -> LearnedScaling:
         """LET before its first step: SmoothQuant's factors, or ones after a start that has scaled already."""
         places = sites(block, X[:1])
+        between = query_key_site(block, X[:1]) if self.activations and self.activations.qkv else None
         if self.start:
-            return LearnedScaling(block, places, params=params, shifts=self.shifts)
+            return LearnedScaling(block, places + ([between] if between else []), params=params, shifts=self.shifts)
         shared = block.shared_inputs(X[:1])
         peaks = {n: h.peak for names, h in zip(shared, block.hessians(X, shared), strict=True) for n in names}
         factors = [self._factors(block, site, peaks[site.targets[0]]) for site in places]
+        if between:
+            places, factors = [*places, between], [*factors, torch.ones(channels(block, between))]
         return LearnedScaling(block, places, factors, shifts=self.shifts)
 
     def _factors(self, block: Block, site: Site, peak: Tensor) -> Tensor:

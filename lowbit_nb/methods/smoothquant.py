@@ -1,7 +1,7 @@
 """SmoothQuant: activation scaling with a fixed exponent, an affine grid, nearest rounding.
 
 What the activations find hard is moved into the weights: s = max|x|**alpha / max|w|**(1 - alpha) at the two norms.
-It was made for eight-bit weights and activations; here it is a companion of AWQ, for weights alone.
+It was made for eight-bit weights and activations; without activations it is a companion of AWQ, for weights alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 
+from lowbit_nb.activations import Activations
 from lowbit_nb.blocks import Block
 from lowbit_nb.grid import Grid
 from lowbit_nb.quantize import BlockResult
@@ -32,6 +33,7 @@ class SmoothQuant:
     grid: Grid
     alpha: float = 0.5
     clip: str = "minmax"
+    activations: Activations | None = None
     streams: ClassVar[tuple[str, ...]] = ("quant",)
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 
+from lowbit_nb.activations import Activations, as_quantized
 from lowbit_nb.blocks import Block
 from lowbit_nb.methods.awq import AWQ
 from lowbit_nb.methods.omniquant import OmniQuant
@@ -32,6 +33,8 @@ class TesseraQ:
     schedule  how fast variables are made hard                           tune_scale  learn k, the multiplier of the step
     reach     how far a rounding variable can travel in a round: its learning rate is reach / steps, that of k half of it;
               None: 2, but no rate above FASTEST
+    activations  rounded while roundings are learned, and behind them; the paper's W4A4 and W3A3 round the inputs of linear
+              layers only: Activations(4, qkv=False)
 
     Source: TesseraQ (2024), Sec. 3; schedule, optimiser and defaults of its code.
     Differs: learning rates are set by their reach, so that a smaller budget gets a larger rate; the paper's 1e-3 for 250
@@ -46,10 +49,14 @@ class TesseraQ:
     tune_scale: bool = True
     reach: float | None = None
     seed: int = 0
+    activations: Activations | None = None
     streams: ClassVar[tuple[str, ...]] = ("full", "quant")
 
     def __post_init__(self) -> None:
         schedule(self.schedule, budget(self.budget).rounds)  # refuses unknown names before any calibration is spent
+        begun = getattr(self.start, "activations", None)
+        if begun and begun != self.activations:
+            raise ValueError(f"the start rounds activations by {begun} and TesseraQ by {self.activations}: give both the same")
 
     def quantize_block(self, block: Block, streams: Streams) -> BlockResult:
         """Start, then learn one block's roundings together.
@@ -72,7 +79,8 @@ class TesseraQ:
         rate = min(self.FASTEST, 2.0 / n_steps) if self.reach is None else self.reach / n_steps
         with phases("reconstruct"):
             weights, _, story = reconstruct(
-                block, learn, Settled(edited), streams.quant, Y, soft=schedule(self.schedule, spent.rounds), budget=spent,
+                as_quantized(block, self.activations, edited), learn, Settled(edited), streams.quant, Y,
+                soft=schedule(self.schedule, spent.rounds), budget=spent,
                 rates={"rounding": rate, "scale": rate / 2},
                 generator=torch.Generator().manual_seed(self.seed + block.index))
         return BlockResult(weights, {"phases": phases} | story, edited)
