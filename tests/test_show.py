@@ -45,9 +45,10 @@ def test_large_figure_is_shrunk_or_refused() -> None:
 
 
 def test_alt_is_required() -> None:
+    open_before = plt.get_fignums()  # other tests' figures are theirs
     with pytest.raises(ValueError, match="needs alt="):
         show.bundle(picture(), alt="  ")
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == open_before
 
 
 def test_save_writes_picture_and_sentence(tmp_path: Path) -> None:
