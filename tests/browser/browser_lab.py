@@ -11,7 +11,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import nbformat
+
+from lowbit_nb.live import Explorer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = {
@@ -153,3 +159,27 @@ class Tab:
             "() => window.jupyterapp.shell.currentWidget?.context?.sessionContext?.shutdown().then(() => 1)"
         )
         self.page.close()
+
+
+@contextmanager
+def in_jupyterlab(lab: Lab, browser: object, explorer: Explorer, source: str, name: str, shots: Path | None) -> Iterator[Tab]:
+    """A tab in which a cell with this explorer was first seen with its stored pictures, then run; judged at the end."""
+    stored = {"text/plain": explorer.alt, "text/html": explorer.fallback}
+    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    book.cells = [nbformat.v4.new_code_cell(source, id="one", execution_count=1, outputs=[
+        nbformat.v4.new_output("execute_result", data=stored, execution_count=1)])]
+    nbformat.write(book, lab.folder / f"{name}.ipynb")
+    tab = Tab(lab, browser, f"{name}.ipynb")
+    try:
+        pictures = tab.page.locator(".jp-OutputArea details img[alt]")
+        pictures.nth(len(explorer.frames()) - 1).wait_for(state="attached", timeout=60_000)
+        assert pictures.first.is_visible() and tab.page.locator(".lb-live").count() == 0
+        tab.run_all()
+        tab.page.wait_for_selector(f".lb-{name} svg", timeout=60_000)
+        yield tab
+        assert tab.error_outputs() == [] and tab.errors == [] and tab.outside == []
+        for dark in (False, True) if shots else ():
+            tab.dark(dark)
+            tab.page.locator(".lb-live").screenshot(path=shots / f"lab_{name}{'_dark' if dark else ''}.png")
+    finally:
+        tab.page.close()

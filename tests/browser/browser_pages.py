@@ -34,7 +34,7 @@ window.ready = true;
 </script></body>"""
 
 
-def page(widget: Explorer, dark: bool = False) -> str:
+def page_of(widget: Explorer, dark: bool = False) -> str:
     """The page as HTML; `window.ready` is true once the explorer is drawn."""
     mine = [
         name
@@ -53,3 +53,38 @@ def page(widget: Explorer, dark: bool = False) -> str:
 
 def _plain(value: object) -> object:
     return {"bytes": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
+
+
+def made(source: str) -> Explorer:
+    """The explorer that a cell ends in."""
+    scope: dict = {}
+    *before, last = source.splitlines()
+    exec("\n".join(before), scope)
+    return eval(last, scope)
+
+
+def opened(context: object, widget: Explorer, dark: bool = False) -> tuple[object, list[str]]:
+    """A new page with the explorer drawn, and the list that its errors and warnings go to."""
+    page, problems = context.new_page(), []
+    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda e: problems.append(str(e)))
+    page.set_content(page_of(widget, dark))
+    page.wait_for_function("() => window.ready", timeout=30_000)
+    page.wait_for_selector(".lb-live svg")
+    return page, problems
+
+
+def choose(page: object, **state: object) -> None:
+    """Set traits from outside, as Python would."""
+    page.evaluate("(state) => Object.entries(state).forEach(([k, v]) => model.set(k, v))", state)
+
+
+OUTSIDE = """() => [...document.querySelectorAll('.lb-live svg text')].filter((t) => {
+    const a = t.getBoundingClientRect(), b = t.ownerSVGElement.getBoundingClientRect();
+    return a.right > b.right + 12 || a.left < b.left - 4; }).map((t) => t.textContent)"""
+
+
+def fits(page: object, width: int) -> None:
+    """Nothing is wider than the page, no text leaves its picture."""
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    assert page.evaluate(OUTSIDE) == []

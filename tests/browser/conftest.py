@@ -60,6 +60,14 @@ def browser() -> Iterator[object]:
         chromium.close()
 
 
+@pytest.fixture(scope="module")
+def context(browser: object) -> Iterator[object]:
+    """Pages without a network."""
+    offline = browser.new_context(offline=True, viewport={"width": 1080, "height": 1000}, reduced_motion="reduce")
+    yield offline
+    offline.close()
+
+
 @pytest.fixture(scope="session")
 def lab(browser: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     from browser_lab import Lab

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
-from browser_lab import Lab, Tab
-from browser_pages import page as page_of
+from browser_lab import Lab, in_jupyterlab
+from browser_pages import fits, opened
 
 from lowbit_nb import live
 from lowbit_nb.codebooks.kmeans import nearest
@@ -41,23 +39,6 @@ def explorer() -> live.CodebookExplorer:
 def long() -> live.CodebookExplorer:
     """Vectors of four numbers, no importance."""
     return live.codebook_explorer(scope()["W"], v=4, k=64, name="test layer")
-
-
-@pytest.fixture(scope="module")
-def context(browser: object) -> Iterator[object]:
-    offline = browser.new_context(offline=True, viewport={"width": 1080, "height": 1000}, reduced_motion="reduce")
-    yield offline
-    offline.close()
-
-
-def opened(context: object, widget: live.Explorer, dark: bool = False) -> tuple[object, list[str]]:
-    page, problems = context.new_page(), []
-    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda e: problems.append(str(e)))
-    page.set_content(page_of(widget, dark))
-    page.wait_for_function("() => window.ready", timeout=30_000)
-    page.wait_for_selector(".lb-live svg")
-    return page, problems
 
 
 def evaluated(context: object, names: tuple[str, ...], expression: str, data: object) -> object:
@@ -130,9 +111,6 @@ def test_cells_hold_what_is_nearest(context: object) -> None:
             assert float((vector - torch.tensor(corner, dtype=torch.float64)).square().sum()) <= float(far.min()) + 1e-9
 
 
-OUTSIDE = """() => [...document.querySelectorAll('.lb-live svg text')].filter((t) => {
-    const a = t.getBoundingClientRect(), b = t.ownerSVGElement.getBoundingClientRect();
-    return a.right > b.right + 12 || a.left < b.left - 4; }).map((t) => t.textContent)"""
 CROWDED = """() => [...document.querySelectorAll('.lb-control')].filter((c) => c.querySelector('.lb-value')).filter((c) => {
     const range = document.createRange(), [name, value] = ['.lb-name', '.lb-value'].map((s) => {
         range.selectNodeContents(c.querySelector(s)); return range.getBoundingClientRect(); });
@@ -269,8 +247,8 @@ def test_nothing_is_wider_than_the_page(
         page.wait_for_timeout(200)
         for k in (0, 2, 6):
             of(page, "Codebook").fill(str(k))
-            assert page.evaluate(OUTSIDE) == [] and page.evaluate(CROWDED) == []
-            assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+            fits(page, width)
+            assert page.evaluate(CROWDED) == []
         if shots:
             of(page, "Codebook").fill("2")
             page.screenshot(path=shots / f"page_codebook_{name}_{width}{'_dark' if dark else ''}.png", full_page=True)
@@ -279,18 +257,7 @@ def test_nothing_is_wider_than_the_page(
 
 
 def test_it_works_in_jupyterlab(lab: Lab, browser: object, explorer: live.CodebookExplorer, shots: Path | None) -> None:
-    stored = {"text/plain": explorer.alt, "text/html": explorer.fallback}
-    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
-    book.cells = [nbformat.v4.new_code_cell(SOURCE, id="one", execution_count=1, outputs=[
-        nbformat.v4.new_output("execute_result", data=stored, execution_count=1)])]
-    nbformat.write(book, lab.folder / "codebook.ipynb")
-    tab = Tab(lab, browser, "codebook.ipynb")
-    try:
-        pictures = tab.page.locator(".jp-OutputArea details img[alt]")
-        pictures.nth(4).wait_for(state="attached", timeout=60_000)
-        assert pictures.first.is_visible() and tab.page.locator(".lb-live").count() == 0
-        tab.run_all()
-        tab.page.wait_for_selector(".lb-codebook svg", timeout=60_000)
+    with in_jupyterlab(lab, browser, explorer, SOURCE, "codebook", shots) as tab:
         slider = of(tab.page, "Codebook")
         slider.focus()
         tab.page.keyboard.press("ArrowRight")
@@ -298,10 +265,3 @@ def test_it_works_in_jupyterlab(lab: Lab, browser: object, explorer: live.Codebo
         assert slider.get_attribute("aria-valuetext") == "k = 32"
         assert slider.evaluate("e => e === document.activeElement"), "the notebook took the key"
         assert numbers(tab.page, "share") == pytest.approx([explorer.cut.outcome(32, 8, True).mse()[1]], rel=1e-9)
-        assert tab.error_outputs() == [] and tab.errors == [] and tab.outside == []
-        if shots:
-            for dark in (False, True):
-                tab.dark(dark)
-                tab.page.locator(".lb-live").screenshot(path=shots / f"lab_codebook{'_dark' if dark else ''}.png")
-    finally:
-        tab.page.close()

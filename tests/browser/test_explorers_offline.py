@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from browser_pages import page as page_of
+from browser_pages import opened
 
 from lowbit_nb import live
 from lowbit_nb.feedback import AffineRounder, feedback, order
@@ -36,29 +35,10 @@ def correlated(d: int) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def context(browser: object) -> Iterator[object]:
-    offline = browser.new_context(
-        offline=True, viewport={"width": 1080, "height": 1000}, reduced_motion="reduce"
-    )
-    yield offline
-    offline.close()
-
-
-@pytest.fixture(scope="module")
 def maths(context: object) -> object:
     page = context.new_page()
     page.evaluate(LOAD, MATH)
     return page
-
-
-def opened(context: object, widget: live.Explorer, dark: bool = False) -> tuple[object, list[str]]:
-    page, problems = context.new_page(), []
-    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda e: problems.append(str(e)))
-    page.set_content(page_of(widget, dark))
-    page.wait_for_function("() => window.ready", timeout=30_000)
-    page.wait_for_selector(".lb-live svg")
-    return page, problems
 
 
 def data(page: object, name: str) -> float:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
-from browser_lab import Lab, Tab
-from browser_pages import page as page_of
+from browser_lab import Lab, in_jupyterlab
+from browser_pages import choose, fits, made, opened
 
 from lowbit_nb import live
 from lowbit_nb.hessian import error_share
@@ -25,41 +23,13 @@ X[:, 7] *= 6
 live.mask_explorer(W, X.T @ X / 400, X.abs().amax(0), name="test layer", span=32)"""
 
 
-def made(source: str = SOURCE) -> live.MaskExplorer:
-    scope: dict = {}
-    *before, last = source.splitlines()
-    exec("\n".join(before), scope)
-    return eval(last, scope)
-
-
 @pytest.fixture(scope="module")
 def explorer() -> live.MaskExplorer:
-    return made()
-
-
-@pytest.fixture(scope="module")
-def context(browser: object) -> Iterator[object]:
-    offline = browser.new_context(offline=True, viewport={"width": 1080, "height": 1000}, reduced_motion="reduce")
-    yield offline
-    offline.close()
-
-
-def opened(context: object, widget: live.Explorer, dark: bool = False) -> tuple[object, list[str]]:
-    page, problems = context.new_page(), []
-    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda e: problems.append(str(e)))
-    page.set_content(page_of(widget, dark))
-    page.wait_for_function("() => window.ready", timeout=30_000)
-    page.wait_for_selector(".lb-live svg")
-    return page, problems
+    return made(SOURCE)
 
 
 def data(page: object, name: str) -> list[float]:
     return [float(x) for x in page.locator(".lb-live").get_attribute(f"data-{name}").split(",")]
-
-
-def choose(page: object, **state: object) -> None:
-    page.evaluate("(state) => Object.entries(state).forEach(([k, v]) => model.set(k, v))", state)
 
 
 def is_the_packages(page: object, explorer: live.MaskExplorer, kind: str, metric: str, k: int, bits: int) -> None:
@@ -175,13 +145,9 @@ def test_nothing_is_wider_than_the_page(context: object, explorer: live.MaskExpl
         page, problems = opened(context, explorer, dark)
         page.set_viewport_size({"width": width, "height": 900})
         page.wait_for_timeout(200)
-        wide = """() => [...document.querySelectorAll('.lb-live svg text')].filter((t) => {
-            const a = t.getBoundingClientRect(), b = t.ownerSVGElement.getBoundingClientRect();
-            return a.right > b.right + 12 || a.left < b.left - 4; }).map((t) => t.textContent)"""
         for kind, k, bits in (("element", 0, 4), ("column", 3, 2), ("channel", 14, 8), ("element", 8, 4)):
             choose(page, kind=kind, chosen=k, bits=bits)
-            assert page.evaluate(wide) == []
-            assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+            fits(page, width)
         if shots:
             page.screenshot(path=shots / f"page_mask_{width}{'_dark' if dark else ''}.png", full_page=True)
         assert not problems
@@ -189,28 +155,10 @@ def test_nothing_is_wider_than_the_page(context: object, explorer: live.MaskExpl
 
 
 def test_it_works_in_jupyterlab(lab: Lab, browser: object, explorer: live.MaskExplorer, shots: Path | None) -> None:
-    stored = {"text/plain": explorer.alt, "text/html": explorer.fallback}
-    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
-    book.cells = [nbformat.v4.new_code_cell(SOURCE, id="one", execution_count=1, outputs=[
-        nbformat.v4.new_output("execute_result", data=stored, execution_count=1)])]
-    nbformat.write(book, lab.folder / "mask.ipynb")
-    tab = Tab(lab, browser, "mask.ipynb")
-    try:
-        pictures = tab.page.locator(".jp-OutputArea details img[alt]")
-        pictures.nth(3).wait_for(state="attached", timeout=60_000)
-        assert pictures.first.is_visible() and tab.page.locator(".lb-live").count() == 0
-        tab.run_all()
-        tab.page.wait_for_selector(".lb-mask svg", timeout=60_000)
+    with in_jupyterlab(lab, browser, explorer, SOURCE, "mask", shots) as tab:
         slider = tab.page.get_by_label("Salient share", exact=True)
         slider.focus()
         tab.page.keyboard.press("ArrowRight")
         tab.page.wait_for_function("() => document.querySelector('.lb-mask').dataset.count === String(32 * 24)")
         assert slider.evaluate("e => e === document.activeElement"), "the notebook took the key"
         is_the_packages(tab.page, explorer, "channel", "absmax", 9, 4)
-        assert tab.error_outputs() == [] and tab.errors == [] and tab.outside == []
-        if shots:
-            for dark in (False, True):
-                tab.dark(dark)
-                tab.page.locator(".lb-live").screenshot(path=shots / f"lab_mask{'_dark' if dark else ''}.png")
-    finally:
-        tab.page.close()

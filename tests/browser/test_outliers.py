@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
-from browser_lab import Lab, Tab
-from browser_pages import page as page_of
+from browser_lab import Lab, in_jupyterlab
+from browser_pages import fits, made, opened
 
 from lowbit_nb import live
 from lowbit_nb.live.base import percent
@@ -23,33 +21,9 @@ X = (X + 0.5 * X.roll(1, 1)) * torch.linspace(0.3, 2, 128)
 live.outlier_explorer(W, X.T @ X / 400, name="test layer")"""
 
 
-def made() -> live.OutlierExplorer:
-    scope: dict = {}
-    *before, last = SOURCE.splitlines()
-    exec("\n".join(before), scope)
-    return eval(last, scope)
-
-
 @pytest.fixture(scope="module")
 def explorer() -> live.OutlierExplorer:
-    return made()
-
-
-@pytest.fixture(scope="module")
-def context(browser: object) -> Iterator[object]:
-    offline = browser.new_context(offline=True, viewport={"width": 1080, "height": 1000}, reduced_motion="reduce")
-    yield offline
-    offline.close()
-
-
-def opened(context: object, widget: live.Explorer, dark: bool = False) -> tuple[object, list[str]]:
-    page, problems = context.new_page(), []
-    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda e: problems.append(str(e)))
-    page.set_content(page_of(widget, dark))
-    page.wait_for_function("() => window.ready", timeout=30_000)
-    page.wait_for_selector(".lb-live svg")
-    return page, problems
+    return made(SOURCE)
 
 
 def data(page: object, name: str) -> str:
@@ -182,13 +156,9 @@ def test_nothing_is_wider_than_the_page(
         page, problems = opened(context, explorer, dark)
         page.set_viewport_size({"width": width, "height": 900})
         page.wait_for_timeout(200)
-        assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-        wide = """() => [...document.querySelectorAll('.lb-live svg text')].filter((t) => {
-            const a = t.getBoundingClientRect(), b = t.ownerSVGElement.getBoundingClientRect();
-            return a.right > b.right + 12 || a.left < b.left - 4; }).map((t) => t.textContent)"""
         for k in (0, 5, 9):
             page.get_by_label("Threshold", exact=True).fill(str(k))
-            assert page.evaluate(wide) == []
+            fits(page, width)
         if shots:
             page.get_by_label("Threshold", exact=True).fill("5")
             page.screenshot(path=shots / f"page_outlier_{width}{'_dark' if dark else ''}.png", full_page=True)
@@ -197,28 +167,10 @@ def test_nothing_is_wider_than_the_page(
 
 
 def test_it_works_in_jupyterlab(lab: Lab, browser: object, explorer: live.OutlierExplorer, shots: Path | None) -> None:
-    stored = {"text/plain": explorer.alt, "text/html": explorer.fallback}
-    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
-    book.cells = [nbformat.v4.new_code_cell(SOURCE, id="one", execution_count=1, outputs=[
-        nbformat.v4.new_output("execute_result", data=stored, execution_count=1)])]
-    nbformat.write(book, lab.folder / "outlier.ipynb")
-    tab = Tab(lab, browser, "outlier.ipynb")
-    try:
-        pictures = tab.page.locator(".jp-OutputArea details img[alt]")
-        pictures.nth(4).wait_for(state="attached", timeout=60_000)
-        assert pictures.first.is_visible() and tab.page.locator(".lb-live").count() == 0
-        tab.run_all()
-        tab.page.wait_for_selector(".lb-outlier svg", timeout=60_000)
+    with in_jupyterlab(lab, browser, explorer, SOURCE, "outlier", shots) as tab:
         slider = tab.page.get_by_label("Threshold", exact=True)
         slider.focus()
         tab.page.keyboard.press("ArrowRight")
         tab.page.wait_for_function("() => document.querySelector('.lb-readout').innerText.startsWith('Threshold 0.15')")
         assert slider.evaluate("e => e === document.activeElement"), "the notebook took the key"
         assert number(tab.page, "error") == pytest.approx(explorer.survey.outcomes[6].error, rel=1e-6)
-        assert tab.error_outputs() == [] and tab.errors == [] and tab.outside == []
-        if shots:
-            for dark in (False, True):
-                tab.dark(dark)
-                tab.page.locator(".lb-live").screenshot(path=shots / f"lab_outlier{'_dark' if dark else ''}.png")
-    finally:
-        tab.page.close()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from browser_pages import page as page_of
+from browser_pages import fits, opened
 
 from lowbit_nb import live
 from lowbit_nb.hessian import condition
@@ -26,23 +25,6 @@ def pair() -> live.Explorer:
     Y[:, 3] *= 4
     W = torch.randn(4, 96, generator=generator)
     return live.hessian_explorer(X.T @ X / 400, W, name="test layer", group=32, other=Y.T @ Y / 400)
-
-
-@pytest.fixture(scope="module")
-def context(browser: object) -> Iterator[object]:
-    offline = browser.new_context(offline=True, viewport={"width": 1080, "height": 1000}, reduced_motion="reduce")
-    yield offline
-    offline.close()
-
-
-def opened(context: object, widget: live.Explorer, dark: bool = False) -> tuple[object, list[str]]:
-    page, problems = context.new_page(), []
-    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda e: problems.append(str(e)))
-    page.set_content(page_of(widget, dark))
-    page.wait_for_function("() => window.ready", timeout=30_000)
-    page.wait_for_selector(".lb-live svg")
-    return page, problems
 
 
 def numbers(page: object, name: str) -> list[float]:
@@ -113,13 +95,9 @@ def test_nothing_is_wider_than_the_page(context: object, pair: live.Explorer, wi
         page, problems = opened(context, pair, dark)
         page.set_viewport_size({"width": width, "height": 900})
         page.wait_for_timeout(200)
-        assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-        wide = """() => [...document.querySelectorAll('.lb-live svg text')].filter((t) => {
-            const a = t.getBoundingClientRect(), b = t.ownerSVGElement.getBoundingClientRect();
-            return a.right > b.right + 12 || a.left < b.left - 4; }).map((t) => t.textContent)"""
         for view in ("size", "correlation"):
             page.get_by_label("Heat maps show").select_option(view)
-            assert page.evaluate(wide) == []
+            fits(page, width)
         if shots:
             page.screenshot(path=shots / f"page_pair_{width}{'_dark' if dark else ''}.png", full_page=True)
         assert not problems

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser_pages import page as page_of
+from browser_pages import page_of
 
 from lowbit_nb import live
 from lowbit_nb.live import roundings

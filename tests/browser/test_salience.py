@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
-from browser_lab import Lab, Tab
-from browser_pages import page as page_of
+from browser_lab import Lab, in_jupyterlab
+from browser_pages import fits, made, opened
 
 from lowbit_nb import live
 from lowbit_nb.live.base import percent
@@ -24,33 +22,9 @@ X[:, 7] *= 8
 live.salience_explorer(W, X.T @ X / 400, X.abs().amax(0), group=32, name="test layer")"""
 
 
-def made() -> live.SalienceExplorer:
-    scope: dict = {}
-    *before, last = SOURCE.splitlines()
-    exec("\n".join(before), scope)
-    return eval(last, scope)
-
-
 @pytest.fixture(scope="module")
 def explorer() -> live.SalienceExplorer:
-    return made()
-
-
-@pytest.fixture(scope="module")
-def context(browser: object) -> Iterator[object]:
-    offline = browser.new_context(offline=True, viewport={"width": 1080, "height": 1000}, reduced_motion="reduce")
-    yield offline
-    offline.close()
-
-
-def opened(context: object, widget: live.Explorer, dark: bool = False) -> tuple[object, list[str]]:
-    page, problems = context.new_page(), []
-    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda e: problems.append(str(e)))
-    page.set_content(page_of(widget, dark))
-    page.wait_for_function("() => window.ready", timeout=30_000)
-    page.wait_for_selector(".lb-live svg")
-    return page, problems
+    return made(SOURCE)
 
 
 def data(page: object, name: str) -> str:
@@ -144,12 +118,9 @@ def test_nothing_is_wider_than_the_page(
         page, problems = opened(context, explorer, dark)
         page.set_viewport_size({"width": width, "height": 900})
         page.wait_for_timeout(200)
-        assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-        wide = """() => [...document.querySelectorAll('.lb-live svg text')].filter((t) => t.getBoundingClientRect().right
-            > t.ownerSVGElement.getBoundingClientRect().right + 12).map((t) => t.textContent)"""
         for criterion in explorer.criteria:
             page.get_by_label("Importance by").select_option(criterion)
-            assert page.evaluate(wide) == []
+            fits(page, width)
         if shots:
             page.screenshot(path=shots / f"page_salience_{width}{'_dark' if dark else ''}.png", full_page=True)
         assert not problems
@@ -157,28 +128,10 @@ def test_nothing_is_wider_than_the_page(
 
 
 def test_it_works_in_jupyterlab(lab: Lab, browser: object, explorer: live.SalienceExplorer, shots: Path | None) -> None:
-    stored = {"text/plain": explorer.alt, "text/html": explorer.fallback}
-    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
-    book.cells = [nbformat.v4.new_code_cell(SOURCE, id="one", execution_count=1, outputs=[
-        nbformat.v4.new_output("execute_result", data=stored, execution_count=1)])]
-    nbformat.write(book, lab.folder / "salience.ipynb")
-    tab = Tab(lab, browser, "salience.ipynb")
-    try:
-        pictures = tab.page.locator(".jp-OutputArea details img[alt]")
-        pictures.nth(3).wait_for(state="attached", timeout=60_000)
-        assert pictures.first.is_visible() and tab.page.locator(".lb-live").count() == 0
-        tab.run_all()
-        tab.page.wait_for_selector(".lb-salience svg", timeout=60_000)
+    with in_jupyterlab(lab, browser, explorer, SOURCE, "salience", shots) as tab:
         slider = tab.page.get_by_label("Exponent", exact=True)
         slider.focus()
         tab.page.keyboard.press("ArrowRight")
         tab.page.wait_for_function("() => document.querySelector('.lb-readout').innerText.includes('exponent 0.55')")
         assert slider.evaluate("e => e === document.activeElement"), "the notebook took the key"
         assert number(tab.page, "error") == pytest.approx(explorer.survey.total[0, 0, 11], rel=1e-5)
-        assert tab.error_outputs() == [] and tab.errors == [] and tab.outside == []
-        if shots:
-            for dark in (False, True):
-                tab.dark(dark)
-                tab.page.locator(".lb-live").screenshot(path=shots / f"lab_salience{'_dark' if dark else ''}.png")
-    finally:
-        tab.page.close()
