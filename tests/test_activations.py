@@ -98,6 +98,31 @@ def test_gradients_are_straight_through_and_reach_the_ruler(symmetric: bool) -> 
     assert torch.allclose(x.grad, expected, atol=1e-12)
 
 
+def value_and_slope(f: object, x: Tensor, symmetric: bool, clip: float) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    y = f(x, 3, symmetric, torch.tensor(clip, device=x.device))
+    weights = torch.linspace(-1, 1, y.numel(), device=x.device).reshape(y.shape)
+    return y.detach(), torch.autograd.grad((y * weights).sum(), x)[0]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_form_for_compilers_is_the_same_function(symmetric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+    y, slope = value_and_slope(round_tokens, x, symmetric, 0.8)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    again, its_slope = value_and_slope(round_tokens, x, symmetric, 0.8)
+    assert torch.allclose(again, y, atol=1e-6) and torch.allclose(its_slope, slope, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_compiled_on_a_gpu_it_keeps_its_gradient(symmetric: bool) -> None:
+    x = torch.randn(6, 32, generator=torch.Generator().manual_seed(0)).cuda()
+    y, slope = value_and_slope(round_tokens, x, symmetric, 0.8)
+    again, its_slope = value_and_slope(torch.compile(round_tokens), x, symmetric, 0.8)
+    assert torch.allclose(again, y, atol=1e-6) and torch.allclose(its_slope, slope, atol=1e-4)
+
+
 def test_a_clip_shortens_both_ends_and_learns() -> None:
     x = torch.randn(5, 32)
     clip = torch.tensor(0.5, requires_grad=True)

@@ -72,9 +72,20 @@ def round_tokens(x: Tensor, bits: int, symmetric: bool = False, clip: Tensor | f
     [[0.0, 0.0, 3.0], [5.0, 5.0, 5.0]]
     """
     wide = x if x.dtype == torch.float64 else x.float()
-    lo, hi = wide.amin(-1, keepdim=True), wide.amax(-1, keepdim=True)
+    compiling = torch.compiler.is_compiling()
+    lo, hi = (_ends_by_place if compiling else _ends)(wide)
     s, z, top = (_symmetric if symmetric else _asymmetric)(lo, hi, bits, clip)
-    return _Round.apply(wide, s, z, -top if symmetric else 0, top).to(x.dtype)
+    rounding = _plain if compiling else _Round.apply
+    return rounding(wide, s, z, -top if symmetric else 0, top).to(x.dtype)
+
+
+def _ends(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+
+
+def _ends_by_place(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for compilers, which compute x twice, not always to the same bit: the gradient goes to a place, not to a value."""
+    return x.min(-1, keepdim=True).values, x.max(-1, keepdim=True).values
 
 
 def _asymmetric(lo: Tensor, hi: Tensor, bits: int, clip: Tensor | float | None) -> tuple[Tensor, Tensor, int]:
@@ -92,6 +103,12 @@ def _symmetric(lo: Tensor, hi: Tensor, bits: int, clip: Tensor | float | None) -
     peak, top = torch.maximum(-lo, hi), 2 ** (bits - 1) - 1
     s = torch.where(peak > 0, peak if clip is None else peak * clip, 1.0) / top
     return s, torch.zeros_like(s), top
+
+
+def _plain(x: Tensor, s: Tensor, z: Tensor, low: int, top: int) -> Tensor:
+    """What `_Round` computes, for compilers: PyTorch 2.11 compiles that class without the gradient of s on a GPU."""
+    t = x / s
+    return s * ((t + (t.round() - t).detach() + z).clamp(low, top) - z)
 
 
 class _Round(torch.autograd.Function):
