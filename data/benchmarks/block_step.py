@@ -34,13 +34,19 @@ SHAPES = {"llama-2-7b": dict(hidden_size=4096, intermediate_size=11008, num_atte
 
 
 def one_block(shape: str, n: int, length: int) -> tuple[Block, torch.Tensor]:
-    """A random block of that shape in bfloat16, and random inputs with a few loud channels."""
-    config = transformers.LlamaConfig(num_hidden_layers=1, vocab_size=1024, max_position_embeddings=length, **SHAPES[shape])
+    """The only block of `blocks_of`."""
+    blocks, X = blocks_of(shape, n, length, 1)
+    return blocks[0], X
+
+
+def blocks_of(shape: str, n: int, length: int, count: int) -> tuple[list[Block], torch.Tensor]:
+    """Random blocks of that shape in bfloat16, and random inputs with a few loud channels."""
+    config = transformers.LlamaConfig(num_hidden_layers=count, vocab_size=1024, max_position_embeddings=length, **SHAPES[shape])
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config).to("cuda", torch.bfloat16).eval().requires_grad_(False)
     blocks, X = catch(model, torch.randint(1024, (n, length), device="cuda"))
     loud = torch.exp(torch.randn(X.shape[-1], device="cuda")).to(X.dtype)
-    return blocks[0], X.normal_().mul_(loud)
+    return blocks, X.normal_().mul_(loud)
 
 
 def naive_seconds(block: Block, X: torch.Tensor, Y: torch.Tensor, grid: lb.Grid, steps: int, batch: int) -> float:

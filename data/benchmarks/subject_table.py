@@ -13,22 +13,51 @@ import json
 import platform
 import re
 import sys
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 import lowbit_nb as lb
 from lowbit_nb.bilevel import Second
+from lowbit_nb.codebooks.endtoend import EndToEnd, finetune
 from lowbit_nb.reconstruct import Budget
 
 GRIDS = [lb.Grid(b, group=g) for b, g in ((4, 64), (3, 64), (2, 32), (2, 64), (2, 128))]
 W2G64 = lb.Grid(2, group=64)
+LONG = Budget(20, 32, 4)  # 20 epochs of 128 windows, the budget of OmniQuant and LRQuant
 MAIN = [W2G64, lb.Grid(2, group=128), lb.Grid(3, group=64)]
 SMALL = {b: lb.Grid(b, group=16, zero_inside=False) for b in (2, 3, 4)}  # grids that SpQR codes
 LOSS = [lb.GPTQ(grid, damp=0.1) for grid in (*MAIN, lb.Grid(4, group=64))]  # backends under the end loss
 SHIFTED = [replace(backend, shift=True) for backend in LOSS]
+
+
+@dataclass(frozen=True)
+class Then:
+    """A method and what follows it: activations rounded behind its back, or codebooks learned end to end."""
+
+    method: object
+    activations: lb.Activations | None = None
+    end_to_end: EndToEnd | None = None
+
+
+def with_activations(b: int, a: int) -> dict[str, list]:
+    """Rows with one ruler a row of the weight and one a token of the activations."""
+    grid, acts = lb.Grid(b), lb.Activations(a)
+    scaled = lb.OmniQuant(grid, scaling=True, shifts=True, activations=acts, budget=LONG)
+    methods = {
+        "RTN": Then(lb.RTN(grid), acts), "GPTQ": Then(lb.GPTQ(grid), acts),
+        "SmoothQuant": lb.SmoothQuant(grid, activations=acts),
+        "SmoothQuant, alpha 0.85": lb.SmoothQuant(grid, 0.85, activations=acts), "OmniQuant": scaled,
+        "LRQuant": lb.LRQuant(grid, activations=acts, budget=LONG),
+        "LRQuant, squared error only": lb.LRQuant(grid, activations=acts, budget=LONG, loss="mse"),
+        "TesseraQ, fast, from OmniQuant": lb.TesseraQ(scaled, activations=acts),
+        "CBQ, fast": lb.CBQ(grid, activations=acts)}
+    return {f"{name}, W{b}A{a}": [method] for name, method in methods.items()}
+
+
 METHODS = {
     "RTN": [lb.RTN(grid) for grid in GRIDS],
     "RTN, range searched": [lb.RTN(grid, clip="mse") for grid in GRIDS],
@@ -61,6 +90,9 @@ METHODS = {
     "OAC+SpQR, tokens form": [lb.OAC(lb.SpQR(grid), form="tokens") for grid in SMALL.values()],
     "VPTQ": [lb.VPTQ(book) for book in (lb.Codebook(4, 256), lb.Codebook(6, 4096), lb.Codebook(4, 256, k_res=16))],
     "VPTQ, refined six times": [lb.VPTQ(refine=6)],
+    "VPTQ, tuned block by block": [lb.VPTQ(tune="fast")],
+    "VPTQ, tuned end to end": [Then(lb.VPTQ(), end_to_end=EndToEnd(10, 50, 8))],
+    "VPTQ, tuned block by block, then end to end": [Then(lb.VPTQ(tune="fast"), end_to_end=EndToEnd(10, 50, 8))],
     "VPTQ, as in the paper": [lb.VPTQ(norm="none", weight="h", start="random", iterations=100, retrain=0, refine=0)],
     "BiLLM": [lb.BiLLM()],
     "BiLLM, as in its code": [lb.BiLLM(search="saliency", feedback="diagonal")],
@@ -85,20 +117,36 @@ METHODS = {
     "TesseraQ, paper, reach 3": [lb.TesseraQ(lb.AWQ(W2G64, scaling=False), budget="paper", reach=3.0)],
     "TesseraQ, paper, AWQ scaling too": [lb.TesseraQ(lb.AWQ(W2G64), budget="paper")],
     "TesseraQ, paper": [lb.TesseraQ(lb.AWQ(W2G64, scaling=False), budget="paper")],
+    "CBQ, fast": [lb.CBQ(W2G64)],
+    "CBQ, fast, window 1": [lb.CBQ(W2G64, window=1, overlap=0)],
+    "CBQ, fast, full rank": [lb.CBQ(W2G64, rank=None, sharpness=30)],
+    "CBQ, fast, full rank, window 1": [lb.CBQ(W2G64, rank=None, sharpness=30, window=1, overlap=0)],
+    "CBQ, fast, full rank, from AWQ's clip": [lb.CBQ(W2G64, rank=None, sharpness=30, start=lb.AWQ(W2G64, scaling=False))],
+    "CBQ, fast, full rank, from AWQ's clip, window 1": [
+        lb.CBQ(W2G64, rank=None, sharpness=30, start=lb.AWQ(W2G64, scaling=False), window=1, overlap=0)],
+    "LRQuant": [lb.LRQuant(W2G64, budget=LONG)],
+    **with_activations(4, 8), **with_activations(6, 6), **with_activations(4, 4), **with_activations(3, 3),
 }
 
 
 def rows(subject: lb.Subject, held_out: lb.text.Windows, a: argparse.Namespace, run: int) -> Iterator[dict]:
     """One row a method, grid and seed; a method that looks at weights only has one seed."""
     for name, methods in METHODS.items():
-        for method in methods if re.search(a.only, name) else []:
+        for plan in methods if re.search(a.only, name) else []:
+            plan = plan if isinstance(plan, Then) else Then(plan)
+            method = plan.method
             for seed in range(a.seeds) if method.streams else [None]:
                 text = lb.text.calibration(subject.tokenizer, a.calibration, 256, seed=seed) if method.streams else None
                 result = lb.quantize(subject, method, text, progress=False, batch=a.batch)
+                began = time.perf_counter()
+                result = result.with_activations(plan.activations) if plan.activations else result
+                if plan.end_to_end:
+                    result, _ = finetune(subject, result, text, plan.end_to_end)
+                after = time.perf_counter() - began
                 score = lb.evaluate.compare(subject, result.apply(subject), held_out)
                 yield {"method": name, **cut(method), "seed": seed,
                        "calibration": a.calibration if text else None, "bits_per_weight": result.bits().per_weight,
-                       "seconds": round(result.seconds, 2), "run": run} | asdict(score)
+                       "seconds": round(result.seconds + after, 2), "run": run} | asdict(score)
 
 
 def cut(method: object) -> dict:
@@ -127,7 +175,7 @@ def main() -> None:
     subject = lb.load(device=session.device)
     held_out = lb.text.evaluation(subject.tokenizer, n=a.windows)
     table = json.loads(a.out.read_text()) if a.out.exists() else {
-        "what": "the bundled subject, weights only", "evaluation": held_out.protocol,
+        "what": "the bundled subject", "evaluation": held_out.protocol,
         "original_perplexity": lb.evaluate.perplexity(subject, held_out), "runs": [], "rows": []}
     if table["evaluation"] != held_out.protocol:
         raise SystemExit(f"{a.out} was measured on other text ({table['evaluation']}); give another --out")
