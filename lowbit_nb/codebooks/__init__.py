@@ -3,6 +3,7 @@
     codebook            how a layer is cut into pieces, which columns share a codebook, what that costs
     kmeans, norming     where codebooks come from; columns brought to one scale, the metric with them
     vectors, refine     the nearest vector as a rounder for `feedback`; codebooks refitted, pieces reassigned
+    walk                the inner loop of both: some columns, one after the other
     vector, across      stored forms: vectors along the outputs, as in VPTQ, and along the inputs
     centroids, endtoend what can be learned afterwards: a block's codebooks, or all of a model's
     vptq_format, vptq_files   the checkpoint layout of the vptq package

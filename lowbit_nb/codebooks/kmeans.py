@@ -15,6 +15,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from lowbit_nb import kernels
+
 STARTS = ("random", "kmeans++", "gaussian")
 SCORES = {"cpu": 2**18, "cuda": 2**27}  # scores held at a time: what fits the second-level cache, or half a gigabyte
 
@@ -44,13 +46,18 @@ def nearest(points: Tensor, centroids: Tensor, weights: Tensor | None = None) ->
     Units:   those of the points.
     Raises:  ValueError if the vectors' lengths differ.
     Source:  Lloyd's assignment step; the codeword search of VPTQ, Eq. 8.
-    Differs: distances are never kept: memory is bounded whatever n and k.
+    Differs: distances are never kept: memory is bounded whatever n and k; on a GPU one kernel (`kernels.nearest`).
 
     >>> nearest(torch.tensor([[0.9, 0.0], [0.2, 3.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])).tolist()
     [1, 2]
     """
     if points.shape[1] != centroids.shape[1]:
         raise ValueError(f"points have {points.shape[1]} coordinates and codebook vectors {centroids.shape[1]}")
+    if kernels.ready(points):
+        from lowbit_nb.kernels import nearest as kernel
+
+        if points.shape[1] <= kernel.LONGEST:
+            return kernel.nearest(points, centroids, weights)
     out = torch.empty(len(points), dtype=torch.int64, device=points.device)
     Ct, half = centroids.T, centroids.square() / 2
     weights = None if weights is None else weights.expand_as(points)

@@ -13,10 +13,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lowbit_nb.codebooks.codebook import Stage, pieces
-from lowbit_nb.codebooks.kmeans import Segments, nearest
+from lowbit_nb import kernels
+from lowbit_nb.codebooks.codebook import OUTLIERS, Stage, pieces
+from lowbit_nb.codebooks.kmeans import Segments
 from lowbit_nb.codebooks.vector import VectorWeight
 from lowbit_nb.codebooks.vectors import as_stored
+from lowbit_nb.codebooks.walk import STRETCH, stretches, walk
 
 
 class Spread:
@@ -115,26 +117,33 @@ def reassign(weight: VectorWeight, W: Tensor, H: Tensor) -> VectorWeight:
     Units:   those of the normalised weight.
     Raises:  nothing.
     Source:  coordinate descent as in QuIP#'s tuning passes; exact here, since all numbers of a column cost the same.
-    Differs: where there are two stages, each in turn given the other.
+    Differs: where there are two stages, each in turn given the other; on a GPU a stretch of columns at a time.
     """
-    spread, Wt = Spread(weight), W.T.contiguous()
-    Et = Wt - spread.weight([stage.C.to(W.dtype) for _, _, stage in weight.stages()])
-    idx = {name: stage.idx.clone() for name, _, stage in weight.stages()}
-    at: list[list[tuple[str, int, Tensor]]] = [[] for _ in Wt]  # by column: its stages, its place in them, its codebook
-    for name, columns, stage in weight.stages():
-        Cs = stage.C.to(W.dtype)
-        for i, (j, g) in enumerate(zip(columns.tolist(), weight.group(columns).tolist(), strict=True)):
-            at[j].append((name, i, Cs[g]))
-    for j in H.diagonal().argsort(descending=True, stable=True).tolist():
-        target = pieces((Wt[j] - Et[j] + H[j] @ Et / H[j, j])[None], at[j][0][2].shape[1])
-        taken = [C[idx[name][:, i].long()] for name, i, C in at[j]]
-        for n, (name, i, C) in enumerate(at[j]):
-            others = sum(taken[:n] + taken[n + 1 :], torch.zeros_like(target))
-            found = nearest(target - others, C)
-            taken[n] = C[found]
-            idx[name][:, i] = found.to(torch.int32)
-        Et[j] = Wt[j] - sum(taken).reshape(-1)[: W.shape[0]]
-    return replace(weight, **{name: Stage(getattr(weight, name).C, i) for name, i in idx.items()})
+    Wt, h, books = W.T.contiguous(), H.diagonal(), _books(weight, W.dtype)
+    Et, place = Wt - weight.normalised().T.to(W.dtype), torch.empty_like(h, dtype=torch.int64)
+    idx = {name: stage.idx.T.contiguous() for name, _, stage in weight.stages()}  # [n, R]
+    for _, columns, _ in weight.stages():
+        place[columns] = torch.arange(len(columns), device=h.device)
+    order = h.argsort(descending=True, stable=True)
+    label = [1] * len(h) if weight.label is None else weight.label[order].tolist()
+    for a, b in stretches(label, STRETCH if kernels.ready(W) else 1):
+        J, Cs = order[a:b], list(books[label[a]].values())
+        held = Cs[1][idx["residual"][place[J]].long()] if len(Cs) == 2 else None
+        Q = Wt[J] - Et[J]
+        found, Q = walk(Q, Q + H[J] @ Et / h[J, None], H[J[:, None], J] / h[J], Cs, held)
+        for name, i in zip(books[label[a]], found, strict=True):
+            idx[name][place[J]] = i.to(torch.int32)
+        Et[J] = Wt[J] - Q
+    return replace(weight, **{name: Stage(getattr(weight, name).C, i.T.contiguous()) for name, i in idx.items()})
+
+
+def _books(weight: VectorWeight, dtype: torch.dtype) -> dict[int, dict[str, Tensor]]:
+    """By part, the codebook of each of its stages."""
+    books: dict[int, dict[str, Tensor]] = {}
+    for name, _, stage in weight.stages():
+        for g, C in enumerate(stage.C.to(dtype)):
+            books.setdefault(OUTLIERS if name == "outlier" else g + 1, {})[name] = C
+    return books
 
 
 def _dot(a: list[Tensor], b: list[Tensor]) -> float:

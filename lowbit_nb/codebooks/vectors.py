@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lowbit_nb.codebooks.codebook import OUTLIERS, Codebook, Stage, pieces
-from lowbit_nb.codebooks.kmeans import nearest
 from lowbit_nb.codebooks.vector import VectorWeight
+from lowbit_nb.codebooks.walk import choose, stretches, walk
 
 Learn = Callable[[Tensor, Tensor, int, Tensor | None], Tensor]  # points, weights, k, a codebook to go on from -> C [k, v]
 Books = dict[int, Tensor]  # by label: C [k, v], numbers that float16 can hold
@@ -66,18 +66,30 @@ class VectorRounder:
         Source:  VPTQ, Sec. 3.1 and Eq. 10.
         Differs: no difference.
         """
-        part = self.part[j]
-        C, second = self.C[part], self.C_res.get(part)
-        P = pieces(t[None], C.shape[1])
-        found = [nearest(P, C)]
-        q = C[found[0]]
-        if second is not None:
-            found.append(nearest(P - q, second))
-            q = q + second[found[1]]
-        self.idx[j] = found
+        self.idx[j], self.rounded[j] = choose(t, self._stages(self.part[j]))
         self.now[j] = t
-        self.rounded[j] = q.reshape(-1)[: len(t)]
         return self.rounded[j]
+
+    def stretch(self, j: int, Wt: Tensor, T: Tensor, V: Tensor) -> Tensor:
+        """The nearest vectors for several columns, one column after the other (`walk`).
+
+        Shapes:  Wt, T [n, d_out]; V [n, n]; returns [n, d_out].
+        Units:   those of the weight.
+        Raises:  nothing.
+        Source:  VPTQ, Alg. 1.
+        Differs: no difference.
+        """
+        W_hat = self.rounded[j : j + len(T)]
+        for a, b in stretches(self.part[j : j + len(T)]):
+            idx, W_hat[a:b] = walk(Wt[a:b], T[a:b], V[a:b, a:b], self._stages(self.part[j + a]))
+            self.idx[j + a : j + b] = [list(column) for column in idx.unbind(1)]
+            T[b:].addmm_(V[a:b, b:].T, Wt[a:b] - W_hat[a:b])
+        self.now[j : j + len(T)] = T
+        return W_hat
+
+    def _stages(self, part: int) -> list[Tensor]:
+        """The codebooks of a part, one a stage."""
+        return [books[part] for books in (self.C, self.C_res) if part in books]
 
     def again(self) -> VectorRounder:
         """A rounder whose codebooks are learned, from the present ones on, from the columns as they were when rounded.
