@@ -52,12 +52,14 @@ def with_activations(b: int, a: int) -> dict[str, list]:
         "SmoothQuant": lb.SmoothQuant(grid, activations=acts),
         "SmoothQuant, alpha 0.85": lb.SmoothQuant(grid, 0.85, activations=acts), "OmniQuant": scaled,
         "LRQuant": lb.LRQuant(grid, activations=acts, budget=LONG),
+        "LRQuant, down projection scaled too": lb.LRQuant(grid, activations=acts, budget=LONG, down=True),
         "LRQuant, squared error only": lb.LRQuant(grid, activations=acts, budget=LONG, loss="mse"),
         "TesseraQ, fast, from OmniQuant": lb.TesseraQ(scaled, activations=acts),
         "CBQ, fast": lb.CBQ(grid, activations=acts)}
     return {f"{name}, W{b}A{a}": [method] for name, method in methods.items()}
 
 
+CLIP = lb.AWQ(W2G64, scaling=False)
 METHODS = {
     "RTN": [lb.RTN(grid) for grid in GRIDS],
     "RTN, range searched": [lb.RTN(grid, clip="mse") for grid in GRIDS],
@@ -119,11 +121,13 @@ METHODS = {
     "TesseraQ, paper": [lb.TesseraQ(lb.AWQ(W2G64, scaling=False), budget="paper")],
     "CBQ, fast": [lb.CBQ(W2G64)],
     "CBQ, fast, window 1": [lb.CBQ(W2G64, window=1, overlap=0)],
-    "CBQ, fast, full rank": [lb.CBQ(W2G64, rank=None, sharpness=30)],
-    "CBQ, fast, full rank, window 1": [lb.CBQ(W2G64, rank=None, sharpness=30, window=1, overlap=0)],
-    "CBQ, fast, full rank, from AWQ's clip": [lb.CBQ(W2G64, rank=None, sharpness=30, start=lb.AWQ(W2G64, scaling=False))],
+    "CBQ, fast, rank 64": [lb.CBQ(W2G64, rank=64, sharpness=300)],
+    "CBQ, fast, full rank, sharpness 30": [lb.CBQ(W2G64, rank=None, sharpness=30)],
+    "CBQ, fast, full rank": [lb.CBQ(W2G64, rank=None, sharpness=300)],
+    "CBQ, fast, full rank, window 1": [lb.CBQ(W2G64, rank=None, sharpness=300, window=1, overlap=0)],
+    "CBQ, fast, full rank, from AWQ's clip": [lb.CBQ(W2G64, rank=None, sharpness=300, start=CLIP)],
     "CBQ, fast, full rank, from AWQ's clip, window 1": [
-        lb.CBQ(W2G64, rank=None, sharpness=30, start=lb.AWQ(W2G64, scaling=False), window=1, overlap=0)],
+        lb.CBQ(W2G64, rank=None, sharpness=300, start=CLIP, window=1, overlap=0)],
     "LRQuant": [lb.LRQuant(W2G64, budget=LONG)],
     **with_activations(4, 8), **with_activations(6, 6), **with_activations(4, 4), **with_activations(3, 3),
 }
