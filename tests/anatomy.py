@@ -55,7 +55,8 @@ OMITTED: dict[str, dict[str, str]] = {}
 EXPECTED = ("00_start_here", "01_grids_and_bits", "02_packing", "03_hessians_and_feedback",
             "04_scaling_and_salient_channels", "05_learned_clipping", "06_tesseraq",
             "07_output_adaptive_hessians", "08_outliers_spqr",
-            "09_one_bit", "10_ptq161", "11_codebooks", "12_vptq")
+            "09_one_bit", "10_ptq161", "11_codebooks", "12_vptq", "13_activations_lrquant",
+            "14_cross_block_cbq")
 
 
 def headings_of(notebook: str) -> list[str]:

@@ -713,3 +713,93 @@ MUTANTS |= {
         _BY_COLUMN.replace("levels.gather(1, nearest)[:, 0]", "now"),  # nothing is rounded
     ],
 }
+_SYMMETRIC = (
+    "def symmetric(X, bits):\n"
+    "    s = X.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)\n"
+    "    s = torch.where(s > 0, s, 1.0)\n"
+    "    return s * (X / s).round()\n"
+)
+_FOLD = (
+    "def fold(gain, bias, W, c, f, delta):\n"
+    "    return gain / f, (bias - delta) / f, W * f, c + W @ delta\n"
+)
+_INTEGERS = (
+    "def product(p, s_x, z_x, q, s_w, z_w):\n"
+    "    whole = p @ q.T - z_x[:, None] * q.sum(1) - p.sum(1, keepdim=True) * z_w + p.shape[1] * z_x[:, None] * z_w\n"
+    "    return s_x[:, None] * whole * s_w\n"
+)
+MUTANTS |= {
+    "activations-1": [
+        _SYMMETRIC.replace("X.abs().amax(1, keepdim=True)", "X.abs().amax()"),  # one ruler for all tokens
+        _SYMMETRIC.replace("X.abs().amax(1, keepdim=True)", "X.abs().amax(0, keepdim=True)"),  # a ruler a channel
+        _SYMMETRIC.replace(" - 1)\n", ")\n"),  # one mark more than there is
+        _SYMMETRIC.replace("2 ** (bits - 1) - 1", "2**bits - 1"),  # steps of an asymmetric ruler
+        _SYMMETRIC.replace("    s = torch.where(s > 0, s, 1.0)\n", ""),  # nothing over nothing
+        _SYMMETRIC.replace("X.abs().amax", "X.amax"),  # large negative numbers forgotten
+        _SYMMETRIC.replace(".round()", ".floor()"),  # not to the nearest
+    ],
+    "activations-2": [
+        _FOLD.replace("c + W @ delta", "c + (W * f) @ delta"),  # the scaled weights give the shift back
+        _FOLD.replace("c + W @ delta", "c - W @ delta"),  # taken off twice
+        _FOLD.replace("(bias - delta) / f", "bias / f - delta"),  # shifted after the division
+        _FOLD.replace("(bias - delta) / f", "bias - delta"),  # the bias is not divided
+        _FOLD.replace("gain / f", "gain * f"),  # the wrong way
+        _FOLD.replace("W * f", "W / f"),  # weights divided too
+        "def fold(gain, bias, W, c, f, delta):\n    return gain, bias, W, c\n",  # nothing moved, nothing done
+    ],
+    "activations-3": [
+        _INTEGERS.replace(" + p.shape[1] * z_x[:, None] * z_w", ""),  # the fourth term forgotten
+        _INTEGERS.replace("p.shape[1] * ", ""),  # the fourth term once, not d times
+        _INTEGERS.replace("- z_x[:, None] * q.sum(1)", "- z_x[:, None] * p.sum(1, keepdim=True)"),  # sums of the wrong codes
+        _INTEGERS.replace("- p.sum(1, keepdim=True) * z_w ", ""),  # zero points of weights left in
+        _INTEGERS.replace("whole * s_w", "whole"),  # steps of weights forgotten
+        _INTEGERS.replace("s_x[:, None] * whole", "whole / s_x[:, None]"),  # inverse steps
+    ],
+}
+_VISITS = (
+    "def visits(n, width, overlap):\n"
+    "    counts, first = [0] * n, 0\n"
+    "    while True:\n"
+    "        end = min(first + width, n)\n"
+    "        for k in range(first, end):\n"
+    "            counts[k] += 1\n"
+    "        if end == n:\n"
+    "            return counts\n"
+    "        first += width - overlap\n"
+)
+_FOLD_OUTLIERS = (
+    "def fold(gain, W, peak, cut):\n"
+    "    f = torch.where(peak > cut, (peak / cut).sqrt(), torch.ones_like(peak))\n"
+    "    return gain / f, W * f\n"
+)
+_THIN = (
+    "def factor_gradients(W, s, z, q_max, V0, A1, A2, kappa, G):\n"
+    "    sigma = torch.sigmoid(kappa * (V0 + A1 @ A2))\n"
+    "    h = 1.2 * sigma - 0.1\n"
+    "    mark = torch.floor(W / s) + h.clamp(0, 1) + z\n"
+    "    counts = (h > 0) & (h < 1) & (mark > 0) & (mark < q_max)\n"
+    "    D = G * s * 1.2 * kappa * sigma * (1 - sigma) * counts\n"
+    "    return D @ A2.T, A1.T @ D\n"
+)
+MUTANTS |= {
+    "cbq-1": [
+        _VISITS.replace("width - overlap", "width"),  # windows side by side
+        _VISITS.replace("width - overlap", "1"),  # always one block further
+        _VISITS.replace("if end == n:", "if first >= n - 1:"),  # a window too many
+        _VISITS.replace("[0] * n", "[1] * n"),
+    ],
+    "cbq-2": [
+        _FOLD_OUTLIERS.replace("gain / f, W * f", "gain / f, W / f"),  # divided twice
+        _FOLD_OUTLIERS.replace("(peak / cut).sqrt()", "peak / cut"),  # without the root
+        _FOLD_OUTLIERS.replace("torch.where(peak > cut, (peak / cut).sqrt(), torch.ones_like(peak))", "(peak / cut) ** 0.5"),
+        _FOLD_OUTLIERS.replace("gain / f, W * f", "gain / f, W"),  # the weights forgotten
+    ],
+    "cbq-3": [
+        _THIN.replace("1.2 * kappa * sigma", "1.2 * sigma"),  # the steepness forgotten
+        _THIN.replace("(h > 0) & (h < 1) & (mark > 0) & (mark < q_max)", "torch.ones_like(h)"),  # clipped weights count
+        _THIN.replace("(h > 0) & (h < 1) & ", ""),  # a clipped h counts
+        _THIN.replace(" & (mark > 0) & (mark < q_max)", ""),  # a clipped mark counts
+        _THIN.replace("D @ A2.T, A1.T @ D", "A1.T @ D, D @ A2.T"),  # the factors exchanged
+        _THIN.replace("V0 + A1 @ A2", "A1 @ A2"),  # the start forgotten
+    ],
+}

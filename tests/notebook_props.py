@@ -15,7 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lowbit_nb import packing
+from lowbit_nb import crossblock, packing
+from lowbit_nb.activations import round_tokens
 from lowbit_nb.bilevel import Coded, Second
 from lowbit_nb.clipping import LearnedClip
 from lowbit_nb.codebooks import codebook as codebooks
@@ -25,6 +26,7 @@ from lowbit_nb.feedback import AffineRounder, feedback
 from lowbit_nb.grid import Grid, dequantize, fit, quantize
 from lowbit_nb.hessian import factor, gram
 from lowbit_nb.methods.billm import BiLLM
+from lowbit_nb.methods.lrquant import log_start
 from lowbit_nb.methods.spqr import SpQR
 from lowbit_nb.methods.vptq import VPTQ
 from lowbit_nb.objectives import nlc
@@ -1203,4 +1205,212 @@ PROPS |= {
     ("09_one_bit", "regions_naive"): _bit_regions,
     ("09_one_bit", "billm_naive"): _bit_billm,
     ("09_one_bit", "bits_naive"): _bit_bill,
+}
+
+
+# 13_activations_lrquant
+
+
+def _nb13_draw(seed: int, n: int, d: int) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=g, dtype=torch.float64) * torch.logspace(-2, 2, n, dtype=torch.float64)[:, None] + 0.2
+
+
+def _nb13_token(fn: Callable) -> None:
+    for bits in (2, 3, 4, 8):
+        for row in _nb13_draw(bits, 12, 9):
+            assert torch.allclose(torch.tensor(fn(row.tolist(), bits), dtype=row.dtype), round_tokens(row, bits), rtol=1e-9)
+    assert fn([3.0, 3.0], 4) == [3.0, 3.0] and fn([-0.0, 0.0], 2) == [0.0, 0.0]
+
+
+def _nb13_rows_or_all(fn: Callable) -> None:
+    X = _nb13_draw(0, 6, 10)
+    assert torch.allclose(fn(X, 4), round_tokens(X, 4), rtol=1e-9) and torch.equal(fn(X, 4), fn(X, 4, "token"))
+    assert torch.allclose(fn(X, 4, "window"), round_tokens(X.flatten(), 4).view_as(X), rtol=1e-9)
+
+
+def _nb13_no_future(fn: Callable) -> None:
+    g = torch.Generator().manual_seed(1)
+    x, W = torch.randn(7, 6, generator=g).double(), [torch.randn(4, 6, generator=g).double() for _ in "qkv"]
+    q, k, v = (round_tokens(x @ M.T, 4) for M in W)
+    want = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert torch.allclose(fn(x, *W, 4), want, atol=1e-9)
+    other = x.clone()
+    other[4:] = 9.0
+    assert torch.allclose(fn(x, *W, 4)[:4], fn(other, *W, 4)[:4], atol=1e-12)
+
+
+def _nb13_exponent(fn: Callable) -> None:
+    a, w = _nb13_draw(2, 2, 12).abs() + 0.01
+    for alpha in (0.0, 0.3, 1.0):
+        assert torch.allclose(torch.tensor(fn(a.tolist(), w.tolist(), alpha), dtype=a.dtype), smoothing(a, w, alpha))
+
+
+def _nb13_logarithm(fn: Callable) -> None:
+    a = torch.logspace(-7, 4, 50, dtype=torch.float64)
+    for base in (1.5, 2.0, 10.0):
+        assert torch.allclose(torch.tensor(fn(a.tolist(), base), dtype=a.dtype), log_start(a, base), rtol=1e-5)
+    assert abs(fn([2.0])[0] - 1) < 1e-12 and fn([0.0])[0] > 0
+
+
+def _nb13_rotation(fn: Callable) -> None:
+    x, angles = _nb13_draw(3, 5, 8), torch.rand(5, 4, generator=torch.Generator().manual_seed(3)).double()
+    y = fn(x, angles)
+    assert torch.allclose(y.norm(dim=1), x.norm(dim=1)) and torch.allclose(fn(y, -angles), x)
+    pairs = torch.complex(x[:, :4], x[:, 4:]) * torch.polar(torch.ones_like(angles), angles)
+    assert torch.allclose(y, torch.cat([pairs.real, pairs.imag], 1))
+
+
+def _nb13_scores(fn: Callable) -> None:
+    g = torch.Generator().manual_seed(4)
+    q, k = torch.randn(2, 6, 4, generator=g).double(), torch.randn(6, 4, generator=g).double()
+    for head, scores in zip(q, fn(q, k), strict=True):
+        assert scores.shape == (6, 6) and torch.allclose(scores.diagonal(), (head * k).sum(1))  # no distance, no turn
+    same = fn(torch.ones(1, 6, 4).double(), torch.ones(6, 4).double())[0]
+    assert torch.allclose(same[1:, 1:], same[:-1, :-1])  # only distances count
+
+
+def _nb13_angle(fn: Callable) -> None:
+    g = torch.Generator().manual_seed(5)
+    for _ in range(5):
+        Y, T = torch.randn(6, 9, generator=g), torch.randn(6, 9, generator=g)
+        assert abs(fn(Y, T) - float(nlc(Y[None], T[None]))) < 1e-4 * max(1.0, fn(Y, T))
+
+
+def _nb13_slope(fn: Callable) -> None:
+    """round(x / s) - x / s summed, which no half type knows at eight bits."""
+    row = [0.0, 0.21, 0.4, 0.77, 1.9]
+    for bits in (3, 4):
+        s = 1.9 / (2**bits - 1)
+        want = sum(round(x / s) - x / s for x in row)
+        assert abs(fn(row, bits, torch.float64) - want) < 1e-9
+        assert abs(fn(row, bits, torch.float32) - want) < 1e-3
+
+
+PROPS |= {
+    ("13_activations_lrquant", "token_naive"): _nb13_token,
+    ("13_activations_lrquant", "hat_naive"): _nb13_rows_or_all,
+    ("13_activations_lrquant", "attention_naive"): _nb13_no_future,
+    ("13_activations_lrquant", "exponent_naive"): _nb13_exponent,
+    ("13_activations_lrquant", "log_start_naive"): _nb13_logarithm,
+    ("13_activations_lrquant", "rotate_naive"): _nb13_rotation,
+    ("13_activations_lrquant", "scores_naive"): _nb13_scores,
+    ("13_activations_lrquant", "nlc_naive"): _nb13_angle,
+    ("13_activations_lrquant", "slope_naive"): _nb13_slope,
+}
+
+
+# 14_cross_block_cbq
+
+
+def nb14_doubles(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def nb14_schedule(schedule_naive: Callable) -> None:
+    """Windows begin where the last left off, are no wider than asked, and leave every block once; as the package's."""
+    for n, width in itertools.product((1, 2, 5, 8), (1, 2, 3, 9)):
+        for overlap in range(width):
+            windows, at = schedule_naive(n, width, overlap), 0
+            for first, left, seen in windows:
+                assert first == at and 0 < left <= seen <= width and first + seen <= n
+                at += left
+            assert at == n and windows == crossblock.schedule(n, width, overlap)
+
+
+def nb14_states(states_naive: Callable) -> None:
+    """Hard before the window, untouched behind it; warm is what was in the window before."""
+    for n, width, overlap in ((6, 1, 0), (7, 2, 1), (8, 4, 2)):
+        windows = crossblock.schedule(n, width, overlap)
+        for row, (first, _, seen), before in zip(states_naive(n, windows), windows, [(0, 0, 0), *windows], strict=False):
+            end = before[0] + before[2]
+            assert row == "h" * first + "w" * (end - first) + "s" * (first + seen - end) + "." * (n - first - seen)
+
+
+def nb14_softmax(softmax_naive: Callable) -> None:
+    for n in (1, 3, 40):
+        y = 30 * nb14_doubles(n, seed=n)
+        assert torch.allclose(torch.tensor(softmax_naive(y.tolist()), dtype=y.dtype), y.softmax(0), atol=1e-12)
+
+
+def nb14_distance(distance_naive: Callable) -> None:
+    """The squared error's mean and a true divergence: 0 for equal outputs, blind to a constant, positive otherwise."""
+    for n in (2, 16):
+        y, t = nb14_doubles(2, n, seed=n)
+        squared, kl = distance_naive(y.tolist(), t.tolist())
+        assert abs(squared - float((y - t).square().mean())) < 1e-12 and kl > 0
+        assert abs(kl - float(crossblock.kl(y[None, None], t[None, None]))) < 1e-5
+        assert max(map(abs, distance_naive(t.tolist(), t.tolist()))) < 1e-12
+        assert abs(distance_naive((t + 3).tolist(), t.tolist())[1]) < 1e-12
+
+
+def nb14_two_teachers(cbq_loss_naive: Callable) -> None:
+    y, a, b = nb14_doubles(3, 12, seed=3)
+    want = crossblock.branches(crossblock.size_and_shape)(y[None, None], torch.stack([a, b])[None, :, None])
+    assert abs(cbq_loss_naive(y.tolist(), [a.tolist(), b.tolist()]) - float(want)) < 1e-5
+
+
+def nb14_quantile(quantile_naive: Callable) -> None:
+    for n in (1, 2, 7, 30):
+        ordered = nb14_doubles(n, seed=n).sort().values
+        for share in (0.0, 0.25, 0.6, 1.0):
+            assert abs(quantile_naive(ordered.tolist(), share) - float(torch.quantile(ordered, share))) < 1e-12
+
+
+def nb14_reserved(reserved_naive: Callable) -> None:
+    """The package's cut; it grows with the values, and nothing is cut where nothing lies beyond the fence."""
+    for seed in range(6):
+        x = nb14_doubles(150, seed=seed) ** 3
+        cut = reserved_naive(x.tolist())
+        assert abs(cut - float(crossblock.reserved(x))) < 1e-12 and abs(reserved_naive((10 * x).tolist()) - 10 * cut) < 1e-9
+    even = [1 + k / 100 for k in range(50)]
+    assert reserved_naive(even) == even[-1] and reserved_naive([*even, 9.0]) == even[-1]
+
+
+def nb14_curve(h_naive: Callable) -> None:
+    V = 4 * nb14_doubles(60, seed=1)
+    assert torch.allclose(h_naive(V), rectified_sigmoid(V)) and torch.allclose(h_naive(V) + h_naive(-V), torch.ones_like(V))
+
+
+def nb14_lora(lora_naive: Callable) -> None:
+    """Corrected: soft starts at the clipped weight, hard at nearest rounding. Literal: half-way, and everything up."""
+    for seed, (d_out, d_in) in enumerate(((3, 8), (6, 12))):
+        W, s, z = nb14_doubles(d_out, d_in, seed=seed), torch.full((d_out, 1), 0.4, dtype=torch.float64), 1.0
+        A1, A2 = nb14_doubles(d_out, 2, seed=9), torch.zeros(2, d_in, dtype=torch.float64)
+        soft, hard = lora_naive(W, s, z, A1, A2, 3)
+        assert torch.allclose(soft, W.clamp(-0.4, 0.8)) and torch.allclose(hard, 0.4 * (W / 0.4).round().clamp(-1, 2))
+        soft, hard = lora_naive(W, s, z, A1, A2, 3, True)
+        below = (W / 0.4).floor()
+        assert torch.allclose(soft, 0.4 * (below + 0.5).clamp(-1, 2)) and torch.allclose(hard, 0.4 * (below + 1).clamp(-1, 2))
+
+
+def nb14_kappa(kappa_naive: Callable) -> None:
+    """From 1 to the top, never falling, and as the package's layers age."""
+    W = nb14_doubles(4, 8, seed=0).float()
+    p = crossblock.LoRARounding(W, *fit(W, Grid(2)), Grid(2), life=12, sharpness=25.0)
+    for age in range(1, 13):
+        p.harden(1.0)
+        assert abs(kappa_naive(age, 12, 25.0) - float(p.kappa)) < 1e-4
+    assert kappa_naive(1, 12, 25.0) == 1 and kappa_naive(1, 1, 25.0) == 1
+
+
+def nb14_variables(variables_naive: Callable) -> None:
+    W = torch.zeros(24, 16)
+    for rank in (1, 5, None):
+        p = crossblock.LoRARounding(W, torch.ones(24, 1), torch.zeros(24, 1), Grid(2), rank=rank)
+        assert 2 * sum(f.numel() for f in p.factors) == variables_naive([(24, 16)] * 2, rank)
+
+
+PROPS |= {
+    ("14_cross_block_cbq", "schedule_naive"): nb14_schedule,
+    ("14_cross_block_cbq", "states_naive"): nb14_states,
+    ("14_cross_block_cbq", "softmax_naive"): nb14_softmax,
+    ("14_cross_block_cbq", "distance_naive"): nb14_distance,
+    ("14_cross_block_cbq", "cbq_loss_naive"): nb14_two_teachers,
+    ("14_cross_block_cbq", "quantile_naive"): nb14_quantile,
+    ("14_cross_block_cbq", "reserved_naive"): nb14_reserved,
+    ("14_cross_block_cbq", "h_naive"): nb14_curve,
+    ("14_cross_block_cbq", "lora_naive"): nb14_lora,
+    ("14_cross_block_cbq", "kappa_naive"): nb14_kappa,
+    ("14_cross_block_cbq", "variables_naive"): nb14_variables,
 }
