@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lowbit_nb"
 BLOCK = re.compile(r"^```layers[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 
-NUMERIC = (0, 1, 2)  # import only torch and the standard library
+NUMERIC = (0, 1, 2, 3)  # import only torch and the standard library
 # Rooms for what people see. In all others public functions carry Shapes, Units, Raises, Source, Differs.
 SHOWING = {"show", "tables", "check", "exercises", "session", "live", "lowbit_nb"}
 

@@ -1,0 +1,248 @@
+"""x @ W_hat.T from packed words on integer tensor cores, the same bits every time.
+
+    y[m, o] = sum over scales g of s[o, g] (q_g . x_g - z[o, g] sum of x_g)
+
+Codes become bytes in registers (`unpacking`), numbers of x three bytes each (`digits`); their products and sums within a scale
+are exact integers, whatever the order.  A small kernel makes the bytes.  In the large one a program keeps one slice of columns
+and walks down a share of the rows, its words arriving ahead of it; it asks for the first of them before it waits for the
+bytes.  The last program of a share to finish adds up what all slices gave, in order.  One or two rows of x lie side by side
+in the tensor core's eight columns with all their bytes; up to eight rows take a pass for each byte.
+
+Scratch belongs to the device: products may follow each other on a stream, not run on two streams at once.  Call a product once
+before capturing it in a graph, so that its scratch is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from math import gcd
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lowbit_nb import packing
+from lowbit_nb.kernels import shares, tiles
+
+WIDTHS = {bits: columns for bits, columns in tiles.WIDTHS.items() if bits}  # bits -> columns of a slice
+ROWS = 16  # most rows of x in a call
+BLOCK = 64  # rows of a weight are padded to a multiple of this
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A weight as the kernel reads it.
+
+    words  [d_out, n_words] int32, full slices only        s, z  [n_slices, words of scales, d_out]: four float16 in an int64
+    (two in an int32, one), or float32 where float16 is not exact; z None: the middle code        seg  columns of a scale
+
+    Source: this project. Differs: scales are repeated for every slice that they reach over.
+    """
+
+    words: Tensor
+    s: Tensor
+    z: Tensor | None
+    bits: int
+    shape: tuple[int, int]
+    seg: int
+
+    @property
+    def n_slices(self) -> int:
+        return -(-self.shape[1] // WIDTHS[self.bits])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a product reads of the weight."""
+        return sum(t.numel() * t.element_size() for t in (self.words, self.s, self.z) if t is not None)
+
+
+def fits(d_out: int, d_in: int, bits: int, group: int | None) -> bool:
+    """Whether this kernel takes a weight.
+
+    Shapes:  ints; group None or d_in: a scale a row.
+    Units:   none.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+    """
+    return bits in WIDTHS and d_out > 0 and d_in > 0 and (group in (None, d_in) or (group % 64 == 0 and d_in % group == 0))
+
+
+def operand(words: Tensor, bits: int, d_in: int, s: Tensor, z: Tensor | None, group: int | None) -> Operand:
+    """A packed weight made ready.
+
+    Shapes:  words [d_out, n_words(d_in, bits)] int32 of `packing.pack`; s [d_out, n_groups]; z the same, or None.
+    Units:   s is real units per step, z is in steps.
+    Raises:  ValueError if `fits` says no.
+    Source:  this project.
+    Differs: words are copied only where a row ends in a narrower slice, or rows are not a multiple of 64.
+    """
+    d_out, group = len(words), group or d_in
+    if not fits(d_out, d_in, bits, group):
+        raise ValueError(f"no tensor-core product for {d_out} x {d_in}, bits={bits}, group={group}: use 1, 2, 3, 4 or 8 bits "
+                         "and a group that is a multiple of 64 and divides d_in, or one scale a row")
+    wide, rows = WIDTHS[bits], -d_out % BLOCK
+    padded = -(-d_in // wide) * wide
+    if padded != d_in:
+        words = packing.pack(pad(packing.unpack(words, bits, d_in), (0, padded - d_in)), bits)
+    seg = wide if group == d_in else gcd(group, wide)
+    half = all(t is None or torch.equal(t.to(torch.float16).float(), t.float()) for t in (s, z))
+    start = torch.arange(0, padded, seg, device=s.device)
+
+    def scales(t: Tensor | None) -> Tensor | None:
+        if t is None:
+            return None
+        t = t.float()[:, (start // group).clamp(max=t.shape[1] - 1)] * (start < d_in)
+        return together(pad(t, (0, 0, 0, rows)).t(), padded // wide, half)
+
+    return Operand(pad(words, (0, 0, 0, rows)).contiguous(), scales(s), scales(z), bits, (d_out, d_in), seg)
+
+
+def together(t: Tensor, n_slices: int, half: bool) -> Tensor:
+    """Scales as the kernel reads them: up to four float16 of a slice in a word, or float32.
+
+    Shapes:  t [n_scales, d_out] float32; returns [n_slices, n_words, d_out].
+    Units:   none.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+    """
+    if not half:
+        return t.reshape(n_slices, -1, t.shape[1]).contiguous()
+    each = min(4, len(t) // n_slices)
+    t = t.to(torch.float16).reshape(n_slices, -1, each, t.shape[1]).transpose(2, 3).contiguous()
+    return t.view({1: torch.float16, 2: torch.int32, 4: torch.int64}[each])[..., 0].contiguous()
+
+
+def product(x: Tensor, weight: Operand, asm: bool = True, plan: tiles.Plan | None = None) -> Tensor:
+    """x @ W_hat.T.
+
+    Shapes:  x [M, d_in] float16, bfloat16 or float32, 1 <= M <= 16; returns [M, d_out] in x's type.
+    Units:   those of the layer's output.
+    Raises:  ValueError for another shape.
+    Source:  this project.
+    Differs: asm=False takes the unpacking's twin; plan cuts the work in another way than `tiles` would.
+    """
+    _check(x, weight.shape[1])
+    if len(x) > 8:
+        return torch.cat([product(x[:8], weight, asm, plan), product(x[8:], weight, asm, plan)])
+    y = x.new_empty(len(x), weight.shape[0])
+    cut = _cut(x, y, plan or tiles.plan(weight.bits, *weight.shape, len(x)), weight.n_slices, len(weight.words), asm)
+    made = _prepare(x, x, weight, weight, x, x, cut["PDL"])
+    shares.product[(cut["GRID"], weight.n_slices)](y, *_pointers(weight, made[0]), *cut.pop("ROOM"), **_sizes(weight, ""),
+                                                   **cut)
+    return y
+
+
+@dataclass(frozen=True)
+class MixedOperand:
+    """Two weights that share the inputs of one layer: salient channels and all others; columns says whose column is whose.
+
+    Source: PTQ1.61. Differs: no difference.
+    """
+
+    high: Operand
+    low: Operand
+    high_columns: Tensor
+    low_columns: Tensor
+    factors: Tensor
+
+
+def mixed_operand(salient: Tensor, high: Operand, low: Operand, factors: Tensor | None = None) -> MixedOperand:
+    """Both parts of a mixed weight, salient channels first.
+
+    Shapes:  salient [d_in] bool; high takes its salient channels in order, low the others; factors [channels of low] or None.
+    Units:   factors multiply the inputs of low.
+    Raises:  ValueError if the parts do not fit the mask.
+    Source:  PTQ1.61.
+    Differs: no difference.
+    """
+    columns = [mask.nonzero()[:, 0].to(torch.int32) for mask in (salient, ~salient)]
+    sizes = high.shape[1], low.shape[1]
+    if (len(columns[0]), len(columns[1])) != sizes or high.shape[0] != low.shape[0]:
+        raise ValueError(f"the mask has {len(columns[0])} salient of {len(salient)} channels; the parts are {high.shape} and "
+                         f"{low.shape}")
+    factors = torch.ones(sizes[1], device=salient.device) if factors is None else factors.float()
+    return MixedOperand(high, low, *columns, factors)
+
+
+def mixed_product(x: Tensor, weight: MixedOperand, asm: bool = True, plan: tiles.Plan | None = None) -> Tensor:
+    """x @ W_hat.T of a mixed weight, both parts in one launch.
+
+    Shapes:  x [M, d_in], 1 <= M <= 16; returns [M, d_out] in x's type.
+    Units:   those of the layer's output.
+    Raises:  ValueError for another shape.
+    Source:  PTQ1.61.
+    Differs: the order of the channels is part of making x's bytes.
+    """
+    high, low = weight.high, weight.low
+    _check(x, high.shape[1] + low.shape[1])
+    if len(x) > 8:
+        return torch.cat([mixed_product(x[:8], weight, asm, plan), mixed_product(x[8:], weight, asm, plan)])
+    y = x.new_empty(len(x), high.shape[0])
+    n_slices = high.n_slices + low.n_slices
+    cut = _cut(x, y, plan or tiles.plan(0, high.shape[0], x.shape[1], len(x)), n_slices, len(high.words), asm)
+    made = _prepare(x, weight.high_columns, high, low, weight.low_columns, weight.factors, cut["PDL"])
+    shares.mixed[(cut["GRID"], n_slices)](y, *_pointers(high, made[0]), *_pointers(low, made[1]), *cut.pop("ROOM"),
+                                          **_sizes(high, ""), **_sizes(low, "2"), **cut)
+    return y
+
+
+def _check(x: Tensor, d_in: int) -> None:
+    if x.ndim != 2 or not 1 <= len(x) <= ROWS or x.shape[1] != d_in or x.stride(1) != 1:
+        raise ValueError(f"x is {list(x.shape)}; give 1 to {ROWS} rows of {d_in} numbers, side by side in memory")
+
+
+@cache
+def _room(device: torch.device, name: str, count: int, dtype: torch.dtype) -> Tensor:
+    """Scratch that all products of a device use, one after the other; never given back, since a captured graph may know it."""
+    return torch.zeros(count, dtype=dtype, device=device)
+
+
+@cache
+def _early(device: torch.device) -> bool:
+    """Whether a kernel may start while the one before it ends (programmatic dependent launch)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def _bytes(x: Tensor, w: Operand, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the bytes of x that a weight meets, their sums and their steps."""
+    passes, wide = 1 if len(x) <= 2 else 3, WIDTHS[w.bits]
+    count = triton.next_power_of_2(w.n_slices * wide * 8 * passes)
+    return (_room(x.device, f"bytes {name}", count, torch.int8), _room(x.device, f"sums {name}", count // 64, torch.float32),
+            _room(x.device, f"steps {name}", count // 256, torch.float32))
+
+
+def _prepare(x: Tensor, columns: Tensor, first: Operand, second: Operand, columns2: Tensor, factors: Tensor,
+             early: bool) -> tuple:
+    """The bytes of x for one weight, or for the two of a mixed one."""
+    both = first is not second
+    made = _bytes(x, first, "a"), _bytes(x, second, "b") if both else None
+    second_made, n_slices = made[1] or made[0], first.n_slices + (second.n_slices if both else 0)
+    shares.prepare[(n_slices, len(x))](
+        x, columns, columns2, factors, *made[0], first.shape[1], *second_made, second.shape[1], x.stride(0),
+        FIRST=first.n_slices, BITS=first.bits, SEG=first.seg, BITS2=second.bits, SEG2=second.seg, M=len(x), MIXED=both,
+        PDL=early, num_warps=4, **({"launch_pdl": True} if early else {}))
+    return made
+
+
+def _pointers(w: Operand, made: tuple) -> tuple:
+    return w.words, w.s, w.s if w.z is None else w.z, *made, w.words.stride(0)
+
+
+def _sizes(w: Operand, which: str) -> dict:
+    sizes = {"BITS": w.bits, "SEG": w.seg, "HALF": w.s.dtype != torch.float32, "ZERO": w.z is not None, "SLICES": w.n_slices}
+    return {name + which: value for name, value in sizes.items()}
+
+
+def _cut(x: Tensor, y: Tensor, plan: tiles.Plan, n_slices: int, rows: int, asm: bool) -> dict:
+    n_tiles = rows // plan.rows
+    grid = max(1, min(n_tiles, plan.shares))
+    partial = _room(x.device, "partial", triton.next_power_of_2(n_slices * rows * len(x)), torch.float32)
+    tickets = _room(x.device, "tickets", max(1024, triton.next_power_of_2(grid)), torch.int32)
+    cut = {"ROOM": (partial, tickets, rows, y.shape[1]), "M": len(x), "BN": plan.rows, "TILES": n_tiles, "GRID": grid,
+           "RB": -(-n_tiles // grid), "NS": plan.stages, "ASM": asm, "PDL": _early(x.device), "num_warps": plan.warps,
+           "maxnreg": plan.registers}
+    return cut | ({"launch_pdl": True} if cut["PDL"] else {})
