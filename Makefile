@@ -31,14 +31,16 @@ lab: ## set up what is missing and open JupyterLab on the first notebook
 	@$(SETUP)
 	$(BIN)/python -m jupyterlab $(ROOT) $(LAB_FLAGS) notebooks/00_start_here.ipynb
 
-# Both runs happen even if the first fails, so that one call shows everything. pytest itself fails (status 5) when it
-# collects nothing.
+# Notebooks run beside the package's tests, one core each; what they print comes last. Both runs happen even if one fails,
+# so that one call shows everything. pytest itself fails (status 5) when it collects nothing.
 test: ## set up what is missing and run all tests: the package's, then every notebook
 	@$(SETUP) $(EXTRAS)
 	@test -n "$(CHROMIUM)" || echo "*** NO BROWSER TESTS: Chromium or Chrome is not on PATH (Debian: apt-get install chromium) ***"
-	@status=0; \
+	@status=0; log=$$(mktemp); \
+	$(PYTEST) $(NBVAL) notebooks/ > $$log 2>&1 & notebooks=$$!; \
 	LOWBIT_NB_CHROMIUM="$(CHROMIUM)" $(PYTEST) tests || status=1; \
-	$(PYTEST) $(NBVAL) notebooks/ || status=1; \
+	wait $$notebooks || status=1; \
+	cat $$log; rm -f $$log; \
 	exit $$status
 
 notebooks: ## weave and run every notebook from the top and store it in its normal form

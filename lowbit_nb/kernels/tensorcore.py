@@ -129,10 +129,10 @@ def product(x: Tensor, weight: Operand, asm: bool = True, plan: tiles.Plan | Non
     if len(x) > 8:
         return torch.cat([product(x[:8], weight, asm, plan), product(x[8:], weight, asm, plan)])
     y = x.new_empty(len(x), weight.shape[0])
-    cut = _cut(x, y, plan or tiles.plan(weight.bits, *weight.shape, len(x)), weight.n_slices, len(weight.words), asm)
-    made = _prepare(x, x, weight, weight, x, x, cut["PDL"])
-    shares.product[(cut["GRID"], weight.n_slices)](y, *_pointers(weight, made[0]), *cut.pop("ROOM"), **_sizes(weight, ""),
-                                                   **cut)
+    dealt = cut(x, y, plan or tiles.plan(weight.bits, *weight.shape, len(x)), weight.n_slices, len(weight.words), asm)
+    made = _prepare(x, x, weight, weight, x, x, dealt["PDL"])
+    shares.product[(dealt["GRID"], weight.n_slices)](y, *_pointers(weight, made[0]), *dealt.pop("ROOM"), **_sizes(weight, ""),
+                                                   **dealt)
     return y
 
 
@@ -183,10 +183,10 @@ def mixed_product(x: Tensor, weight: MixedOperand, asm: bool = True, plan: tiles
         return torch.cat([mixed_product(x[:8], weight, asm, plan), mixed_product(x[8:], weight, asm, plan)])
     y = x.new_empty(len(x), high.shape[0])
     n_slices = high.n_slices + low.n_slices
-    cut = _cut(x, y, plan or tiles.plan(0, high.shape[0], x.shape[1], len(x)), n_slices, len(high.words), asm)
-    made = _prepare(x, weight.high_columns, high, low, weight.low_columns, weight.factors, cut["PDL"])
-    shares.mixed[(cut["GRID"], n_slices)](y, *_pointers(high, made[0]), *_pointers(low, made[1]), *cut.pop("ROOM"),
-                                          **_sizes(high, ""), **_sizes(low, "2"), **cut)
+    dealt = cut(x, y, plan or tiles.plan(0, high.shape[0], x.shape[1], len(x)), n_slices, len(high.words), asm)
+    made = _prepare(x, weight.high_columns, high, low, weight.low_columns, weight.factors, dealt["PDL"])
+    shares.mixed[(dealt["GRID"], n_slices)](y, *_pointers(high, made[0]), *_pointers(low, made[1]), *dealt.pop("ROOM"),
+                                          **_sizes(high, ""), **_sizes(low, "2"), **dealt)
     return y
 
 
@@ -237,12 +237,20 @@ def _sizes(w: Operand, which: str) -> dict:
     return {name + which: value for name, value in sizes.items()}
 
 
-def _cut(x: Tensor, y: Tensor, plan: tiles.Plan, n_slices: int, rows: int, asm: bool) -> dict:
+def cut(x: Tensor, y: Tensor, plan: tiles.Plan, n_slices: int, rows: int, asm: bool) -> dict:
+    """What a plan means for a launch: room for partial sums and tickets, and the kernel's constants.
+
+    Shapes:  x [M, d_in]; y [M, d_out]; rows of the padded weight.
+    Units:   none.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+    """
     n_tiles = rows // plan.rows
     grid = max(1, min(n_tiles, plan.shares))
     partial = _room(x.device, "partial", triton.next_power_of_2(n_slices * rows * len(x)), torch.float32)
     tickets = _room(x.device, "tickets", max(1024, triton.next_power_of_2(grid)), torch.int32)
-    cut = {"ROOM": (partial, tickets, rows, y.shape[1]), "M": len(x), "BN": plan.rows, "TILES": n_tiles, "GRID": grid,
+    made = {"ROOM": (partial, tickets, rows, y.shape[1]), "M": len(x), "BN": plan.rows, "TILES": n_tiles, "GRID": grid,
            "RB": -(-n_tiles // grid), "NS": plan.stages, "ASM": asm, "PDL": _early(x.device), "num_warps": plan.warps,
            "maxnreg": plan.registers}
-    return cut | ({"launch_pdl": True} if cut["PDL"] else {})
+    return made | ({"launch_pdl": True} if made["PDL"] else {})
