@@ -17,7 +17,7 @@ NBVAL  := -p tests.nbval_plugin --nbval-lax --nbval-current-env --nbval-cell-tim
 CHROMIUM := $(or $(LOWBIT_NB_CHROMIUM),$(shell command -v chromium || command -v chromium-browser || \
                  command -v google-chrome || command -v google-chrome-stable))
 comma    := ,
-EXTRAS   := test$(if $(CHROMIUM),$(comma)browser)
+EXTRAS   := test$(comma)kernels$(comma)export$(if $(CHROMIUM),$(comma)browser)
 # JupyterLab refuses to start as root unless told; containers usually are root.
 ROOT     := $(if $(filter 0,$(shell id -u)),--allow-root)
 

@@ -803,3 +803,105 @@ MUTANTS |= {
         _THIN.replace("V0 + A1 @ A2", "A1 @ A2"),  # the start forgotten
     ],
 }
+
+
+# 15_packed_kernels
+
+_BUDGET = """
+def budget(bits, group, read, rate, kept=0.0):
+    size = (bits + 16 / group + 32 * kept) / 8
+    return size / read * rate
+"""
+_EXACT_DIGITS = """
+def exact_digits(x):
+    top, most = max(abs(v) for v in x), 127 * (1 + 256 + 65536)
+    step = 2.0 ** (math.frexp(top)[1] - 25)
+    while max(abs(math.floor(v / step + 0.5)) for v in x) > most:
+        step *= 2
+    out = []
+    for v in x:
+        whole, three = math.floor(v / step + 0.5), []
+        for _ in range(3):
+            three.append((whole + 128) % 256 - 128)
+            whole = (whole - three[-1]) // 256
+        out.append(three)
+    return step, out
+"""
+_INTEGER_PRODUCT = """
+def product(words, digits, step, s, z, group):
+    n = words.shape[1]
+    x = digits @ torch.tensor([1, 256, 65536])
+    total = torch.zeros(s.shape, dtype=torch.int64)
+    for j in range(16):
+        total[:, j * n // group] += ((words.long() >> (2 * j)) & 3) @ x[j * n : (j + 1) * n]
+    sums = x.reshape(-1, group).sum(1)
+    return step * (s * (total - z * sums)).sum(1)
+"""
+
+MUTANTS |= {
+    "packed-1": [
+        _BUDGET.replace(") / 8", ")"),  # bits taken for bytes
+        _BUDGET.replace("16 / group", "16 * group"),
+        _BUDGET.replace(" + 16 / group", ""),  # scales forgotten
+        _BUDGET.replace("32 * kept", "16 * kept"),  # addresses forgotten
+        _BUDGET.replace("/ read * rate", "* read / rate"),
+    ],
+    "packed-2": [
+        _EXACT_DIGITS.replace("step = 2.0 ** (math.frexp(top)[1] - 25)", "step = top / 8300000"),  # no power of two
+        _EXACT_DIGITS.replace("(whole + 128) % 256 - 128", "whole % 256"),  # digits without signs
+        _EXACT_DIGITS.replace("- 25)", "- 22)"),  # too large a step
+        _EXACT_DIGITS.replace("127 * (1 + 256 + 65536)", "2**23 - 1"),  # the last digit may leave its byte
+        _EXACT_DIGITS.replace("whole = (whole - three[-1]) // 256", "whole = whole // 256"),  # no carry
+    ],
+    "packed-3": [
+        _INTEGER_PRODUCT.replace("j * n // group", "0"),  # everything in the first group
+        _INTEGER_PRODUCT.replace(" & 3", ""),  # no mask
+        _INTEGER_PRODUCT.replace("[1, 256, 65536]", "[1, 256, 512]"),
+        _INTEGER_PRODUCT.replace("total - z * sums", "total"),  # the zero point forgotten
+        _INTEGER_PRODUCT.replace("return step * ", "return "),
+        _INTEGER_PRODUCT.replace("x[j * n : (j + 1) * n]", "x[j::16]"),  # interleaved
+    ],
+}
+
+
+# 16_speed_runs
+
+_FAIR = "def faster(old, new, warm):\n    return median_naive([a / b for a, b in zip(old, new, strict=True)], warm)\n"
+_BITS_FOR = (
+    "def bits_for(target, weights, bandwidth, rest):\n"
+    "    left = 1 / target - rest\n"
+    "    return min(16.0, 8 * left * bandwidth / weights) if left > 0 else None\n"
+)
+_SHORT_QUEUE = (
+    "def finish(work, issue, depth):\n"
+    "    cpu, ends = 0.0, []\n"
+    "    for k, w in enumerate(work):\n"
+    "        if k >= depth:\n"
+    "            cpu = max(cpu, ends[k - depth])\n"
+    "        cpu += issue\n"
+    "        ends.append(max(cpu, ends[-1] if ends else 0.0) + w)\n"
+    "    return ends[-1]\n"
+)
+MUTANTS |= {
+    "speed-1": [
+        _FAIR.replace("a / b for", "b / a for"),  # upside down
+        _FAIR.replace("True)], warm)", "True)], 0)"),  # warm-up counted
+        "def faster(old, new, warm):\n    return median_naive(old, warm) / median_naive(new, warm)\n",  # not inside rounds
+        "def faster(old, new, warm):\n    return sum(old[warm:]) / sum(new[warm:])\n",  # one bad round decides
+        "def faster(old, new, warm):\n    return min(old[warm:]) / min(new[warm:])\n",  # the luckiest calls
+    ],
+    "speed-2": [
+        _BITS_FOR.replace("1 / target - rest", "1 / target"),  # nothing but weights
+        _BITS_FOR.replace("8 * left", "left"),  # bytes, not bits
+        _BITS_FOR.replace("min(16.0, 8 * left * bandwidth / weights)", "8 * left * bandwidth / weights"),  # 40 bits
+        _BITS_FOR.replace(" if left > 0 else None", ""),  # negative bits
+        _BITS_FOR.replace("left > 0", "left >= 0"),  # 0 bits are none
+    ],
+    "speed-3": [
+        _SHORT_QUEUE.replace("if k >= depth:", "if False:"),  # an endless queue
+        _SHORT_QUEUE.replace("k >= depth", "k > depth").replace("k - depth", "k - depth - 1"),  # room for one more
+        _SHORT_QUEUE.replace("max(cpu, ends[k - depth])", "ends[k - depth]"),  # the CPU's clock turned back
+        _SHORT_QUEUE.replace("max(cpu, ends[-1] if ends else 0.0)", "cpu"),  # kernels side by side
+        "def finish(work, issue, depth):\n    return sum(work) + issue * len(work)\n",  # nothing overlaps
+    ],
+}

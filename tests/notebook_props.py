@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import statistics
 from collections.abc import Callable
 
 import torch
@@ -1413,4 +1414,169 @@ PROPS |= {
     ("14_cross_block_cbq", "lora_naive"): nb14_lora,
     ("14_cross_block_cbq", "kappa_naive"): nb14_kappa,
     ("14_cross_block_cbq", "variables_naive"): nb14_variables,
+}
+
+
+# 15_packed_kernels
+
+
+def _nb15_layer(seed: int, plane: int, group: int) -> tuple:
+    """Codes of a planar row as words without signs, inputs, steps and zero points, and the product."""
+    rng = random.Random(seed)
+    n = 16 * plane
+    q, x = [rng.randrange(4) for _ in range(n)], [rng.randrange(-16, 17) / 16 for _ in range(n)]
+    s, z = [rng.randrange(1, 5) / 4 for _ in range(n // group)], [rng.randrange(4) for _ in range(n // group)]
+    words = [word % 2**32 for word in packing.pack(torch.tensor([q]), 2)[0].tolist()]
+    return words, x, s, z, sum(s[c // group] * (q[c] - z[c // group]) * x[c] for c in range(n))
+
+
+def _nb15_matvec(fn: Callable) -> None:
+    for seed, (plane, group) in enumerate(((1, 16), (4, 8), (8, 64), (3, 12))):
+        words, x, s, z, want = _nb15_layer(seed, plane, group)
+        got, steps = fn(words, x, s, z, group)
+        assert got == want  # multiples of 1/64 are exact
+        assert set(steps.values()) == {16 * plane}
+
+
+def _nb15_planes(fn: Callable) -> None:
+    for width in (1, 2, 4, 8):
+        q = torch.randint(0, 2**width, (1, 5 * 32 // width), generator=torch.Generator().manual_seed(width))
+        x = torch.randint(-9, 9, (q.shape[1],), generator=torch.Generator().manual_seed(7))
+        assert int(fn(packing.pack(q, width)[0], x, width)) == int((q[0] * x).sum())
+
+
+def _nb15_turned(fn: Callable) -> None:
+    words = [random.Random(i).randrange(2**32) for i in range(4)]
+    turned = fn(words)
+    assert fn(turned) == words  # a square of bytes, turned twice
+    assert [word & 255 for word in words] == [(turned[0] >> 8 * i) & 255 for i in range(4)]
+
+
+def _nb15_digits(fn: Callable) -> None:
+    for seed in range(5):
+        x = (10.0**seed * torch.randn(50, generator=torch.Generator().manual_seed(seed))).tolist()
+        step, digits = fn(x)
+        assert all(-128 <= d <= 127 for three in digits for d in three)
+        off = max(abs(v - step * (a + 256 * b + 65536 * c)) for v, (a, b, c) in zip(x, digits, strict=True))
+        assert off <= 0.5001 * step <= 7e-8 * max(map(abs, x))
+    assert fn([0.0, 0.0])[1] == [[0, 0, 0]] * 2
+
+
+def _nb15_bytes(fn: Callable) -> None:
+    for bits, group in ((1, 64), (2, 128), (3, 32), (4, 64)):
+        weight = AffineWeight.nearest(torch.ones(6, 4096), Grid(bits, group, symmetric=bits > 1))
+        words, scales = (weight.pack()[name] for name in ("codes", "scales"))
+        stored = words.numel() * 4 + scales.numel() * 2
+        assert fn(6, 4096, bits, group) == stored + 2 * (6 + 4096)
+    assert fn(6, 4096, 16, 64) == 2 * (6 * 4096 + 6 + 4096)
+
+
+def _nb15_moved(fn: Callable) -> None:
+    assert fn(8, 8) == 1 and fn(6, 12) == 2  # resident: the indices alone
+    for v in (4, 6, 8, 12, 16, 20):
+        starts = [2 * v * i for i in range(480)]
+        sectors = sum((at + 2 * v - 1) // 32 - at // 32 + 1 for at in starts) / len(starts)
+        assert math.isclose(fn(v, 16, shared=1000), (16 + 8 * 32 * sectors) / v)
+
+
+PROPS |= {
+    ("15_packed_kernels", "bytes_naive"): _nb15_bytes,
+    ("15_packed_kernels", "matvec_naive"): _nb15_matvec,
+    ("15_packed_kernels", "grouped_naive"): _nb15_matvec,
+    ("15_packed_kernels", "planar_naive"): _nb15_planes,
+    ("15_packed_kernels", "turn_naive"): _nb15_turned,
+    ("15_packed_kernels", "digits_naive"): _nb15_digits,
+    ("15_packed_kernels", "moved_naive"): _nb15_moved,
+}
+
+
+# 16_speed_runs
+
+
+def nb16_median(median_naive: Callable) -> None:
+    draw = random.Random(0)
+    for n in range(1, 12):
+        times, warm = [draw.random() for _ in range(n + 3)], draw.randint(0, 3)
+        assert math.isclose(median_naive(times, warm), statistics.median(times[warm:]))
+
+
+def nb16_line(line_naive: Callable) -> None:
+    """Against least squares of relative errors, by the library."""
+    for seed in range(3):
+        g = torch.Generator().manual_seed(seed)
+        x, off = torch.rand(6, generator=g).double() * 1e6 + 1e3, torch.rand(6, generator=g).double()
+        t = (3 + x / 5e4) * (0.9 + 0.2 * off)
+        a, slope = torch.linalg.lstsq(torch.stack([1 / t, x / t], 1), torch.ones(6, 1).double()).solution[:, 0].tolist()
+        t0, rate = line_naive(x.tolist(), t.tolist())
+        assert math.isclose(t0, a, rel_tol=1e-6) and math.isclose(rate, 1 / slope, rel_tol=1e-6)
+
+
+def nb16_bytes(bytes_naive: Callable) -> None:
+    for bits, group in ((1, 64), (2, 128), (3, 32), (4, 64), (8, 256)):
+        weight = AffineWeight.nearest(torch.ones(6, 4096), Grid(bits, group, symmetric=bits > 1))
+        words, scales = (weight.pack()[name] for name in ("codes", "scales"))
+        parts = bytes_naive(6, 4096, bits, group, 3)
+        assert parts == {"codes": words.nbytes, "scales": scales.nbytes, "vectors": 2 * 3 * (6 + 4096)}
+    assert sum(bytes_naive(6, 4096, 16).values()) == 2 * (6 * 4096 + 6 + 4096)
+
+
+def nb16_product(product_naive: Callable) -> None:
+    """2 µs and the bytes at 4 TB a second."""
+    assert math.isclose(product_naive((4096, 4096), 16), 2 + (2 * 4096**2 + 4 * 4096) / 4e6)
+
+
+def nb16_token(token_naive: Callable) -> None:
+    """All parts by hand; only the head knows the head's bits."""
+    four, head = token_naive(4, 4), token_naive(4, 16)
+    weights = 4096 * (6144 + 4096 + 28672 + 14336)
+    vectors = 2 * sum(o + i for o, i in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)))
+    assert math.isclose(four["products"], 32 * (4 * 2e-3 + (weights * (0.5 + 2 / 128) + vectors) / 4e9))
+    assert four["products"] == head["products"] and four["between"] == head["between"] == 32 * 12 / 1e3
+    assert math.isclose(head["head"], 2e-3 + (2 * 128256 * 4096 + 2 * (128256 + 4096)) / 4e9)
+
+
+def nb16_amdahl(amdahl_naive: Callable) -> None:
+    for p in (0.1, 0.5, 0.9):
+        assert math.isclose(amdahl_naive([p, 1 - p], [1, 1]), 1)
+        assert math.isclose(amdahl_naive([p, 1 - p], [5, 5]), 5)
+        assert amdahl_naive([p, 1 - p], [1e12, 1]) < 1 / (1 - p) < 1.001 * amdahl_naive([p, 1 - p], [1e12, 1])
+
+
+def nb16_finish(finish_naive: Callable) -> None:
+    """The last kernel ends at the latest, over all k, of launch k and all work from k on."""
+    draw = random.Random(1)
+    for n in (1, 2, 9):
+        work = [draw.uniform(0, 9) for _ in range(n)]
+        for issue in (0.0, 2.0, 20.0):
+            assert math.isclose(finish_naive(work, issue), max((k + 1) * issue + sum(work[k:]) for k in range(n)))
+
+
+def nb16_kernels(kernels_naive: Callable) -> None:
+    """Eight launches a block, four of them products, and the head."""
+    made = kernels_naive(2, 4)
+    assert len(made) == 32 * 8 + 1 and made[1:8:2] == [3.0] * 4
+    assert made[-1] == kernels_naive(4, 4)[-1] > max(made[:-1])
+
+
+def nb16_front(front_naive: Callable) -> None:
+    draw = random.Random(2)
+    for _ in range(20):
+        points = [(draw.randint(1, 6), draw.randint(1, 6), str(k)) for k in range(9)]
+        kept = front_naive(points)
+        assert kept == sorted(kept) and set(kept) <= set(points)
+        for cost, loss, _name in points:
+            assert any(a <= cost and b <= loss for a, b, _ in kept)
+        assert all(a[0] < b[0] and a[1] > b[1] for a, b in itertools.pairwise(kept))
+
+
+PROPS |= {
+    ("16_speed_runs", "median_naive"): nb16_median,
+    ("16_speed_runs", "line_naive"): nb16_line,
+    ("16_speed_runs", "bytes_naive"): nb16_bytes,
+    ("16_speed_runs", "product_naive"): nb16_product,
+    ("16_speed_runs", "token_naive"): nb16_token,
+    ("16_speed_runs", "amdahl_naive"): nb16_amdahl,
+    ("16_speed_runs", "finish_naive"): nb16_finish,
+    ("16_speed_runs", "kernels_naive"): nb16_kernels,
+    ("16_speed_runs", "front_naive"): nb16_front,
 }

@@ -12,8 +12,8 @@ import pytest
 from tests.layers import NUMERIC, PACKAGE, ROOT, files, layers, module_name, parse_layers, room_of
 
 # (method, the method it starts from): a method may import another one only as its initialiser.
-INITIALISERS = {("tesseraq", "awq"), ("tesseraq", "omniquant"), ("omniquant", "awq"), ("oac", "gptq"), ("oac", "spqr"), ("oac", "vptq"),
-                ("oac", "billm"), ("oac", "arbllm")}
+INITIALISERS = {("tesseraq", "awq"), ("tesseraq", "omniquant"), ("omniquant", "awq"), ("oac", "gptq"), ("oac", "spqr"),
+                ("oac", "vptq"), ("oac", "billm"), ("oac", "arbllm")}
 
 KERNELS = {"kernels": ("triton",)}  # the one numeric room that may use more than torch
 

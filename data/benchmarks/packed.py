@@ -3,7 +3,7 @@
     python data/benchmarks/packed.py --out data/benchmarks/packed_h200.json
     python data/benchmarks/packed.py --out data/benchmarks/packed_h200.json --tune        measure the cuts of work first
 
-Each row: median microseconds over replays of a captured graph that goes round more than 240 MB of weights; the bytes that a
+Each row: median microseconds over replays of a captured graph that goes round 240 MB of weights or 64 copies; the bytes that a
 product reads of the weight; the relative error against float64 on a layer of 512 x 4096. Peers: PyTorch's own 4-bit kernel
 (tinygemm), bitsandbytes (NF4) and gemlite; a peer that is not there is named as absent.
 """

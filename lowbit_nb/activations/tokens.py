@@ -84,7 +84,7 @@ def _ends(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ends_by_place(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for compilers, which compute x twice, not always to the same bit: the gradient goes to a place, not to a value."""
+    """The same for compilers, which compute x twice, not always to the same bit: the gradient goes to a place, not a value."""
     return x.min(-1, keepdim=True).values, x.max(-1, keepdim=True).values
 
 

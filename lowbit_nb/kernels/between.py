@@ -31,8 +31,9 @@ def add_norm(h: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Ten
     Differs: no difference.
     """
     y, d = torch.empty_like(h), h.shape[1]
+    wide = triton.next_power_of_2(d)
     _add_norm[(len(h),)](h, h if delta is None else delta, weight, y, d, eps, delta is not None,
-                         triton.next_power_of_2(d), num_warps=min(16, max(1, triton.next_power_of_2(d) // 256)), **_early(h.device))
+                         wide, num_warps=min(16, max(1, wide // 256)), **_early(h.device))
     return y
 
 

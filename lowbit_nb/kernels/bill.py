@@ -83,6 +83,7 @@ def bill(bits: int, d_out: int, d_in: int, batch: int = 1, group: int = 128, arc
     if tool() is None:
         raise ValueError("Triton has no cuobjdump beside it; install Triton for Linux")
     plan = tiles.plan(bits, d_out, d_in, batch)
+    plan = plan if plan.lane == "tensorcore" else tiles.candidates(bits, d_out, d_in)[0]
     wide = tensorcore.WIDTHS[bits]
     n_tiles, grid, n_slices = d_out // plan.rows, min(plan.shares, d_out // plan.rows), -(-d_in // wide)
     constants = {"BITS": bits, "SEG": min(group, wide), "HALF": True, "ZERO": False, "SLICES": n_slices, "M": batch,
