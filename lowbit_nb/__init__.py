@@ -11,7 +11,7 @@
 import importlib
 from types import ModuleType
 
-from lowbit_nb import blocks, check, evaluate, feedback, grid, hessian, methods, packed, packing, stored, text
+from lowbit_nb import blocks, check, evaluate, export, feedback, grid, hessian, methods, packed, packing, stored, text
 from lowbit_nb.activations import Activations
 from lowbit_nb.checkpoint import load_quantized, save_quantized
 from lowbit_nb.codebooks.codebook import Codebook
@@ -43,8 +43,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ARBLLM", "AWQ", "Activations", "BiLLM", "CBQ", "Codebook", "GPTQ", "Grid", "LRQuant", "OAC", "OmniQuant", "PBLLM",
     "PTQ161", "Quantized", "RTN", "SmoothQuant", "SpQR", "Subject", "TesseraQ", "VPTQ", "blocks", "check", "evaluate",
-    "feedback", "grid", "hessian", "live", "load", "load_quantized", "methods", "pack_model", "packed", "packing", "quantize",
-    "save_quantized", "setup", "show", "stored", "text",
+    "export", "feedback", "grid", "hessian", "live", "load", "load_quantized", "methods", "pack_model", "packed",
+    "packing", "quantize", "save_quantized", "setup", "show", "stored", "text",
 ]
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lowbit_nb.blocks import Block
+from lowbit_nb.experts import experts, opened
 
 FORMS = ("auto", "direct", "gram", "sketch", "tokens")
 LABELS = ("data", "sampled")
@@ -61,7 +62,8 @@ class LossMetric:
         """The output-adaptive Hessian of each layer given, from one forward and backward pass over the windows.
 
         With a block and X the model is entered there: X flows into that block instead of what the model makes itself, so
-        the blocks before may be quantized ones.
+        the blocks before may be quantized ones.  Experts are open: tokens of others have gradient 0.  An expert that no token
+        reached has the identity: the loss has nothing to say about it.
 
         Shapes:  ids [n, length]; X [n, length, d_model] or None; returns {name: [d_in, d_in]}, float32 or wider.
         Units:   loss (nats, summed over a sequence) per weight, squared; mean over sequences.
@@ -76,13 +78,16 @@ class LossMetric:
         try:
             for i in range(0, len(ids), self.batch):
                 part = slice(i, i + self.batch)
-                with _Entrance(entry, None if X is None else X[part]) as door:
+                with _Entrance(entry, None if X is None else X[part]) as door, opened(model):
                     torch.autograd.backward(self._loss(model, ids[part]), inputs=[door.start])
         finally:
             for hook in hooks:
                 hook.remove()
         if missing := [name for name in linears if name not in sums]:
             raise ValueError(f"the loss does not reach {', '.join(missing)}; ask for layers behind the entrance only")
+        routed = {id(linear) for expert in experts(model).values() for linear in expert.children()}
+        for name in [name for name, H in sums.items() if id(linears[name]) in routed and not H.any()]:
+            sums[name].fill_diagonal_(1.0)
         return {name: H / (len(ids) * self.scale**2) for name, H in sums.items()}
 
     @torch.enable_grad()

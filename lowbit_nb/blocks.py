@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lowbit_nb.experts import experts, opened, routers
 from lowbit_nb.hessian import Hessian
 
 
@@ -51,11 +53,13 @@ class Block:
     kwargs: dict = field(repr=False)
     batch: int = 4
     last: bool = False  # of the model
+    few_tokens: dict[str, int] = field(default_factory=dict, repr=False)  # expert layers that calibration hardly reached
 
-    @property
+    @cached_property
     def linears(self) -> dict[str, nn.Linear]:
-        """The block's linear layers by name inside the block, in module order."""
-        return {name: m for name, m in self.module.named_modules() if isinstance(m, nn.Linear)}
+        """The block's linear layers by name inside the block, in module order; routers of experts are none."""
+        apart = routers(self.module)
+        return {name: m for name, m in self.module.named_modules() if isinstance(m, nn.Linear) and m not in apart}
 
     def weight(self, name: str) -> Tensor:
         return self.linears[name].weight.detach()
@@ -116,7 +120,7 @@ class Block:
         Units:   none.
         Raises:  ValueError if a linear layer is not called at all (message names it).
         Source:  this project.
-        Differs: found by identity of the tensors, not from a list of names.
+        Differs: found by identity of the tensors, not from a list of names; experts that the window misses are asked too.
         """
         seen: list[tuple[Tensor, list[str]]] = []
 
@@ -124,7 +128,7 @@ class Block:
             mates = next((names for tensor, names in seen if tensor is X), None)
             seen.append((X, [name])) if mates is None else mates.append(name)
 
-        with self._watching(list(self.linears), note):
+        with self._watching(list(self.linears), note), opened(self.module):
             self.forward(x)
         called = [names for _, names in seen]
         if idle := set(self.linears) - {name for names in called for name in names}:
@@ -136,16 +140,31 @@ class Block:
     def hessians(self, X: Tensor, groups: list[list[str]], weights: dict[str, Tensor] | None = None) -> list[Hessian]:
         """Input Hessians, one a group of layers that share an input, from one pass over the windows.
 
-        The pass stops at the last group asked for.
+        The pass stops at the last group asked for.  An expert's layer that is handed fewer tokens than it has inputs counts
+        the missing ones as average tokens of the whole layer, from a second pass with those experts open; `few_tokens` tells
+        how many it had.
 
         Shapes:  X [n, length, d_model]; groups of linear names, in calling order.
         Units:   see `Hessian`.
         Raises:  ValueError if a layer's input is not finite (message names the layer).
         Source:  GPTQ code (`true_sequential` when called once a group with the earlier groups' weights exchanged).
-        Differs: no difference.
+        Differs: experts with few tokens.
         """
-        first = {names[0]: Hessian(self.linears[names[0]].in_features, X.device) for names in groups}
-        last = groups[-1][0]
+        found = self._moments(X, [names[0] for names in groups], weights)
+        routed = experts(self.module)
+        few = {name: h for name, h in found.items() if name.rpartition(".")[0] in routed and h.n < len(h.sum)}
+        self.few_tokens.update({name: h.n for name, h in few.items()})
+        if few:
+            with opened(self.module, few):
+                typical = self._moments(X, list(few), weights)
+            for name, h in few.items():
+                h.top_up(typical[name], len(h.sum))
+        return list(found.values())
+
+    def _moments(self, X: Tensor, names: list[str], weights: dict[str, Tensor] | None) -> dict[str, Hessian]:
+        """Hessians of the inputs of layers, in calling order, from one pass that stops at the last."""
+        first = {name: Hessian(self.linears[name].in_features, X.device) for name in names}
+        last = names[-1]
 
         def add(name: str, inputs: Tensor) -> None:
             with self.naming(name):
@@ -159,11 +178,11 @@ class Block:
                     self.forward(X[i : i + self.batch], weights)
                 except _Stop:
                     pass
-        return list(first.values())
+        return first
 
     @torch.no_grad()
     def inputs(self, x: Tensor, name: str, weights: dict[str, Tensor] | None = None) -> Tensor:
-        """What one linear layer is handed when x flows into the block.
+        """What one linear layer is handed when x flows into the block; an expert's layer, as if all tokens were sent to it.
 
         Shapes:  x [batch, length, d_model]; returns [batch * length, d_in].
         Units:   those of the activations.
@@ -177,7 +196,7 @@ class Block:
             seen.append(inputs)
             raise _Stop
 
-        with self._watching([name], keep):
+        with self._watching([name], keep), opened(self.module, [name]):
             try:
                 self.forward(x, weights)
             except _Stop:
@@ -213,7 +232,8 @@ def catch(model: nn.Module, ids: Tensor, batch: int = 4) -> tuple[list[Block], T
     Differs: catches every block's own arguments, so blocks may differ in mask or rotary table.
     """
     prefix, modules = layers(model)
-    _check_linear(prefix, modules[0])
+    for module in modules:
+        _check_linear(prefix, module)
     ids = ids.to(next(model.parameters()).device)
     caught: list[tuple[tuple, dict]] = [((), {}) for _ in modules]
 
@@ -234,12 +254,14 @@ def catch(model: nn.Module, ids: Tensor, batch: int = 4) -> tuple[list[Block], T
 
 
 def _check_linear(prefix: str, module: nn.Module) -> None:
-    """Refuse what would silently stay in full precision."""
+    """Refuse what would silently stay in full precision; routers of experts do so by intent."""
     linear = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)}
-    other = [n for n, p in module.named_parameters() if p.ndim >= 2 and id(p) not in linear]
+    known = linear | {id(m.weight) for m in routers(module)}
+    other = [n for n, p in module.named_parameters() if p.ndim >= 2 and id(p) not in known]
     if not linear or other:
-        raise ValueError(f"the blocks {prefix} keep weights outside linear layers ({', '.join(other[:3])}): Conv1D and "
-                         "fused experts are not supported; use a model whose blocks are built of nn.Linear")
+        raise ValueError(f"the blocks {prefix} keep weights outside linear layers ({', '.join(other[:3])}): Conv1D and experts "
+                         "of unusual layout are not supported; use a model whose blocks are built of nn.Linear, and make an "
+                         "lb.Subject of a model with experts, which unfolds them")
 
 
 def _first_input(model: nn.Module, module: nn.Module, ids: Tensor) -> Tensor:

@@ -47,6 +47,22 @@ class Hessian:
         self.peak = torch.maximum(self.peak, X.abs().amax(0))
         self.n += len(X)
 
+    def top_up(self, typical: Hessian, enough: int) -> None:
+        """Count the tokens that are missing to `enough` as average ones of another Hessian.
+
+        H = (n H_own + (enough - n) H_typical) / enough        if n < enough, else as it was
+
+        Shapes:  the same d_in.
+        Units:   tokens.
+        Raises:  ValueError if the other has no tokens.
+        Source:  this project (experts that few tokens reach).
+        Differs: no difference.
+        """
+        if self.n < enough:
+            self.sum += (enough - self.n) * typical.H
+            self.peak = torch.maximum(self.peak, typical.peak)
+            self.n = enough
+
     @property
     def H(self) -> Tensor:
         """The mean over all tokens so far.

@@ -147,6 +147,8 @@ def _do(method: Method, blocks: list[Block], left: int, streams: Streams, store:
     seconds = time.perf_counter() - start
     for block, result in zip(blocks, results, strict=False):
         result.trace = {"block": block.index, "seconds": seconds / len(results)} | result.trace
+        if block.few_tokens:
+            result.trace["few_tokens"] = dict(block.few_tokens)
         if on_gpu:
             result.trace["peak_bytes"] = torch.cuda.max_memory_allocated()
         store.write(block.index, result)

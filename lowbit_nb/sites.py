@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_nb.blocks import Block
+from lowbit_nb.experts import experts
 from lowbit_nb.transforms import Site, channels, scale
 
 # What makes the input of a layer, by the names that decoders use: (source, layers fed).
@@ -43,7 +44,7 @@ def sites(block: Block, x: Tensor) -> list[Site]:
     """
     have = dict(block.module.named_modules())
     found: list[Site] = []
-    for site in [*_norm_sites(have), *_linear_sites(have)]:
+    for site in [*_norm_sites(have), *_linear_sites(have), *_expert_sites(block)]:
         if not any(t in s.targets for s in found for t in site.targets) and _holds(block, site, x):
             found.append(site)
     return found
@@ -81,6 +82,11 @@ def _linear_sites(have: dict[str, nn.Module]) -> Iterator[Site]:
         if source in have and targets[0] in have:
             repeat = have[targets[0]].in_features // have[source].out_features
             yield Site(source, targets, "linear", repeat, have[source.rpartition(".")[0]].head_dim if repeat > 1 else 1)
+
+
+def _expert_sites(block: Block) -> Iterator[Site]:
+    """Inside each expert; not in front of them, where the router reads the same norm."""
+    return (Site(f"{name}.up_proj", (f"{name}.down_proj",), "linear") for name in experts(block.module))
 
 
 @torch.no_grad()

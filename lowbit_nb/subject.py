@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lowbit_nb.experts import unfolded
+
 BUNDLED = Path(__file__).resolve().parent.parent / "data" / "subject"
 # What a configuration says about how it was loaded rather than about what the model computes.
 NOT_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache")
@@ -20,7 +22,7 @@ NOT_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "dtyp
 
 @dataclass(frozen=True)
 class Subject:
-    """A decoder in evaluation mode and its tokenizer.
+    """A decoder in evaluation mode and its tokenizer; fused experts become linear layers.
 
     Units:   none.
     Source:  this project.
@@ -31,6 +33,9 @@ class Subject:
     tokenizer: Any
     name: str
     source: str = ""  # "bundled", "folder" or "hub"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", unfolded(self.model))
 
     @property
     def device(self) -> torch.device:

@@ -49,12 +49,31 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
     ),
 }
 
+# Mixtures of experts, four of which every token meets two; `subject` unfolds them, `model` does not.
+MIXTURES: dict[str, tuple[str, dict]] = {
+    "mixtral": ("MixtralConfig", _LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        _LLAMA | {"head_dim": 8, "moe_intermediate_size": WIDTH, "num_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "qwen2_moe": (
+        "Qwen2MoeConfig",
+        _LLAMA
+        | {
+            "moe_intermediate_size": WIDTH,
+            "shared_expert_intermediate_size": WIDTH,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+        },
+    ),
+}
+
 
 def model(
     kind: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object
 ) -> transformers.PreTrainedModel:
     """A random decoder of that architecture, in evaluation mode."""
-    name, settings = ARCHITECTURES[kind]
+    name, settings = (ARCHITECTURES | MIXTURES)[kind]
     settings = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2} | settings | changes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

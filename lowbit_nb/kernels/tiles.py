@@ -42,6 +42,14 @@ class Plan:
 
 @cache
 def table() -> dict[tuple[int, int, int, int], Plan]:
+    """The measured cuts, by bits, rows and columns of the weight, and rows of x.
+
+    Shapes:  a dict.
+    Units:   none.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+    """
     return {tuple(row["for"]): Plan(*row["plan"]) for row in json.loads(TABLE.read_text())}
 
 

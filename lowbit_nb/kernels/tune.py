@@ -148,6 +148,14 @@ def _compiles(job: tuple) -> bool:
 
 
 def main() -> None:
+    """The command line.
+
+    Shapes:  none.
+    Units:   none.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+    """
     p = argparse.ArgumentParser(description="Measure how products are cut, and write the table.")
     p.add_argument("--shapes", default=",".join(f"{o}x{i}" for o, i in tiles.SHAPES))
     p.add_argument("--bits", default="1,2,3,4,8")

@@ -26,7 +26,7 @@ def variables(edits: Transform, learn: dict[str, Learnable]) -> list[Tensor]:
 
 
 def packed(tensors: Sequence[Tensor]) -> str:
-    """The numbers of some tensors in float32, compressed, as letters.
+    """The numbers of some tensors (there may be none) in float32, compressed, as letters.
 
     Shapes:  any; one string.
     Units:   none.
@@ -34,7 +34,7 @@ def packed(tensors: Sequence[Tensor]) -> str:
     Source:  this project.
     Differs: no difference.
     """
-    flat = torch.cat([p.detach().float().cpu().flatten() for p in tensors])
+    flat = torch.cat([torch.zeros(0), *(p.detach().float().cpu().flatten() for p in tensors)])
     return base64.b64encode(zlib.compress(flat.numpy().tobytes())).decode()
 
 
@@ -48,7 +48,8 @@ def fill(into: Sequence[Tensor], text: str) -> None:
     Source:  this project.
     Differs: no difference.
     """
-    flat = torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(text))), dtype=torch.float32)
+    numbers = bytearray(zlib.decompress(base64.b64decode(text)))
+    flat = torch.frombuffer(numbers, dtype=torch.float32) if numbers else torch.zeros(0)
     if len(flat) != sum(p.numel() for p in into):
         raise ValueError(f"what was kept has {len(flat)} numbers and the block {sum(p.numel() for p in into)}; "
                          "it belongs to other settings or another model")

@@ -133,7 +133,7 @@ class PTQ161:
             weight = H.diagonal()[salient] if self.clip == "mse" else None
             high = AffineWeight.nearest(W[:, salient], Grid(self.bits), self.clip, weight)
         if not low.any():
-            return ScaledSigns(salient, high, W[:, low] >= 0, *W.new_zeros(2, len(W)), W.new_zeros(0))
+            return ScaledSigns(salient, high, W[:, low] >= 0, *W.new_zeros(2, len(W)), W.new_zeros(0), self.factored)
         a, mu, v = start_scales(W[:, low], "weight" if self.start == "output" else self.start)
         sign = W[:, low] >= mu[:, None]
         if self.start == "output":

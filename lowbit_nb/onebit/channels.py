@@ -40,6 +40,8 @@ def channel_scores(hessian: Hessian, W: Tensor, metric: str = "absmax") -> Tenso
 def salient_count(d_in: int, share: float, align: int = 32) -> int:
     """The multiple of `align` nearest to share * d_in; at least one multiple if the share is not 0.
 
+    A layer no wider than `align` is then salient as a whole; a smaller `align` keeps the share.
+
     Shapes:  two numbers and the alignment in; one int out.
     Units:   channels.
     Raises:  ValueError if the share is not between 0 and 1 or align is below 1.

@@ -77,7 +77,7 @@ class ScaledSigns:
         """Nothing here is soft: signs are fixed."""
 
     def tell(self) -> dict:
-        """How far levels, rows and columns have gone, as the mean of |factor - 1|.
+        """How far levels, rows and columns have gone, as the mean of |factor - 1|; 0 where there are none.
 
         Shapes:  plain numbers.
         Units:   shares.
@@ -85,7 +85,8 @@ class ScaledSigns:
         Source:  this project.
         Differs: no difference.
         """
-        return {name: float((getattr(self, name).detach() - 1).abs().mean()) for name in ("level", "row", "column")}
+        moved = {name: (getattr(self, name).detach() - 1).abs() for name in ("level", "row", "column")}
+        return {name: float(t.mean()) if len(t) else 0.0 for name, t in moved.items()}
 
     @torch.no_grad()
     def finish(self, W: Tensor | None = None) -> StoredWeight:
