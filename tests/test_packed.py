@@ -247,6 +247,14 @@ def test_the_native_lane(bits):
     lane_agrees("native", [case for case in CASES if case[0] == bits])
 
 
+def test_the_native_lane_leaves_tiny_numbers_alone():
+    """A library that was linked for fast and loose arithmetic would turn them into 0 in the whole process."""
+    if reason := cpu_native.why_not():
+        pytest.skip(reason)
+    tiny_number = torch.full((4,), 1e-40)
+    assert (tiny_number * 1.0 == tiny_number).all() and 5e-324 * 1.0 > 0
+
+
 def test_the_native_lane_without_wide_registers(monkeypatch, tmp_path):
     """The plain C that other processors run."""
     if cpu_native.compiler() is None:
