@@ -140,6 +140,20 @@ def test_one_window_over_everything_learns_the_last_blocks_output() -> None:
     assert q.trace[0]["end"] == pytest.approx(float(mse(found[1], found[0])), rel=1e-3)
 
 
+def test_blocks_ahead_judge_and_stay_original() -> None:
+    """Look-ahead: one block is learned, the output of the original one behind it is compared."""
+    q = walked(window=1, overlap=0, ahead=1, loss="mse", teachers=1)
+    blocks, X = catch(subject().model, tiny.windows().ids)
+    stored = {n: w.dequantize() for n, w in q.weights.items()} | q.params
+    inside_0 = {n.removeprefix(f"{blocks[0].name}."): t for n, t in stored.items() if n.startswith(f"{blocks[0].name}.")}
+    y, target = blocks[1].run(blocks[0].run(X, inside_0)), blocks[1].run(blocks[0].run(X))
+    assert q.trace[0]["end"] == pytest.approx(float(mse(y, target)), rel=1e-3)
+    alone = walked(window=1, overlap=0, loss="mse", teachers=1)
+    assert not walks.equal(q, alone) and q.weights.keys() == alone.weights.keys()
+    assert CBQ(GRID, window=1, overlap=0, ahead=2).windows(4) == [(0, 1, 3), (1, 1, 3), (2, 1, 2), (3, 1, 1)]
+    assert CBQ(GRID, ahead=1).windows(4) == [(0, 1, 3), (1, 1, 3), (2, 2, 2)]
+
+
 # --- 2: schedules ---------------------------------------------------------------------------------------------------
 
 
@@ -499,6 +513,7 @@ def test_other_architectures(kind: str) -> None:
 @pytest.mark.parametrize("make, words", [
     (lambda: CBQ(GRID, loss="l1"), "loss='l1' is unknown"), (lambda: CBQ(GRID, overlap=2), "less than the window's 2"),
     (lambda: CBQ(GRID, teachers=3), "must be 1 or 2"), (lambda: CBQ(GRID, rank=0), "at least 1 or None"),
+    (lambda: CBQ(GRID, ahead=-1), "not negative"),
     (lambda: CBQ(GRID, budget="huge"), "unknown")])
 def test_settings_are_refused(make, words: str) -> None:  # noqa: ANN001
     with pytest.raises(ValueError, match=words):

@@ -54,7 +54,8 @@ class _Begun:
 class CBQ:
     """Windows of blocks, two teachers, learned steps, LoRA-Rounding.
 
-    window, overlap  blocks seen together, and how many of them the next window sees again
+    window, overlap  blocks learned together, and how many of them the next window sees again
+    ahead            original blocks behind the window, whose output is compared instead of the window's own (look-ahead)
     loss, teachers   "mse+kl" (paper), "mse", "kl" or "mse+nlc"; 2: the original block on the original and on the real inputs
     rank, literal, sharpness, gamma   see `LoRARounding`; rank=None: a variable for every weight
     truncate         clamp the outliers of weights      equalise  divide outlier channels; None: if activations are rounded
@@ -74,6 +75,7 @@ class CBQ:
     budget: str | Budget = "fast"
     window: int = 2
     overlap: int = 1
+    ahead: int = 0
     loss: str = "mse+kl"
     teachers: int = 2
     rank: int | None = 5
@@ -94,29 +96,31 @@ class CBQ:
         schedule(1, self.window, self.overlap)
         if self.loss not in LOSSES:
             raise ValueError(f"loss={self.loss!r} is unknown; use one of {', '.join(LOSSES)}")
-        if self.teachers not in (1, 2) or not 0 <= self.held < 1 or (self.rank is not None and self.rank < 1):
-            raise ValueError(f"teachers={self.teachers} must be 1 or 2, held={self.held} a share below 1, and "
-                             f"rank={self.rank} at least 1 or None")
+        if self.teachers not in (1, 2) or not 0 <= self.held < 1 or (self.rank is not None and self.rank < 1) or self.ahead < 0:
+            raise ValueError(f"teachers={self.teachers} must be 1 or 2, held={self.held} a share below 1, "
+                             f"rank={self.rank} at least 1 or None, and ahead={self.ahead} not negative")
 
     def windows(self, n: int) -> list[tuple[int, int, int]]:
-        return schedule(n, self.window, self.overlap)
+        plain = schedule(n, self.window, self.overlap)
+        return [(first, left, min(seen + self.ahead, n - first)) for first, left, seen in plain]
 
     def quantize_window(self, blocks: list[Block], left: int, streams: Streams,
                         carried: dict[str, Tensor]) -> tuple[list[BlockResult], dict[str, Tensor]]:
         """Learn a window; make its first blocks hard and hand the others on.
 
-        Shapes:  results for blocks[:left]; carried {"place.layer|tensor": tensor} of the blocks that stay, for the next window.
+        Shapes:  blocks: those of the window, then the original ones behind it; results for blocks[:left]; carried
+                 {"place.layer|tensor": tensor} of the blocks that stay, for the next window.
         Units:   trace: losses of the window's output, on windows learned from and on those held out.
         Raises:  ValueError as `grid.fit` and `reconstruct`.
         Source:  CBQ, Sec. 3.2.
         Differs: see the class.
         """
-        phases = Phases()
+        phases, blocks, behind = Phases(), blocks[: self.window], blocks[self.window :]
         with phases("start"):
             begun = self._begin(blocks, streams, carried, phases)
         clips = list(blocks[0].linears) if self.activations else []
         wide = [extended(block, [f"{name}.{CLIP}" for name in clips]) for block in blocks]
-        window = Window([as_quantized(block, self.activations) for block in wide])
+        window = Window([as_quantized(block, self.activations) for block in wide] + behind)
         with phases("targets"):
             Y = window.run(streams.full)
             Y = Y if self.teachers == 1 else torch.stack([Y, window.run(streams.quant)], 1)
