@@ -101,6 +101,14 @@ class CBQ:
                              f"rank={self.rank} at least 1 or None, and ahead={self.ahead} not negative")
 
     def windows(self, n: int) -> list[tuple[int, int, int]]:
+        """The windows over n blocks, with the blocks ahead of them.
+
+        Shapes:  as `schedule`; what is seen includes the blocks ahead.
+        Units:   blocks.
+        Raises:  nothing.
+        Source:  CBQ, Sec. 3.2.
+        Differs: look-ahead is not in the paper.
+        """
         plain = schedule(n, self.window, self.overlap)
         return [(first, left, min(seen + self.ahead, n - first)) for first, left, seen in plain]
 
