@@ -21,8 +21,8 @@ from lowbit_nb.packed.planar import Planar
 
 SOURCE = Path(__file__).with_suffix(".c")
 # Sums may be taken in any order.  Not -ffast-math: a library linked with that rounds tiny numbers to 0 in the whole process.
-OPTIONS = ("-O3", "-march=native", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-shared",
-           "-fPIC")
+OPTIONS = ("-O3", "-march=native", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno",
+           "-shared", "-fPIC")
 
 
 def compiler() -> str | None:
