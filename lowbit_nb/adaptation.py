@@ -97,7 +97,7 @@ def online(subject: Subject, base: Quantized, chunks: Iterable[Windows],
            **settings: object) -> Iterator[tuple[Windows, Quantized]]:
     """Each chunk with the record to score it by, which has learned from the chunks before it and from nothing else.
 
-    The chunk is learned from when the next one is asked for, so whatever happens in between has not seen it.
+    A chunk is learned from when the next one is asked for, so whatever happens in between has not seen it; the last one never.
 
     Shapes:  chunks of windows; settings as `adapt`.
     Units:   none.
@@ -106,9 +106,12 @@ def online(subject: Subject, base: Quantized, chunks: Iterable[Windows],
     Differs: the paper adapts to a test set and scores that set.
     """
     overlay: Overlay | None = None
+    before: Windows | None = None
     for chunk in chunks:
+        if before is not None:
+            overlay = adapt(subject, base, before, "online", over=overlay, **settings)
         yield chunk, overlay.attach() if overlay else base
-        overlay = adapt(subject, base, chunk, "online", over=overlay, **settings)
+        before = chunk
 
 
 def adapt_as_released(subject: Subject, base: Quantized, windows: Windows, *, epochs: int = 5, rate: float = 1e-2,

@@ -110,9 +110,9 @@ TABLE = {"grid": 0, "stored": 1, "methods": 5, "lowbit_nb": 9}
 @pytest.mark.parametrize(
     ("file", "text", "word"),
     [
-        ("grid.py", "from .stored import AffineWeight", "not downward"),
-        ("grid.py", "def f():\n    from lowbit_nb import stored", "not downward"),
-        ("grid.py", "import lowbit_nb", "not downward"),
+        ("grid/marks.py", "from ..stored import AffineWeight", "not downward"),
+        ("grid/marks.py", "def f():\n    from lowbit_nb import stored", "not downward"),
+        ("grid/marks.py", "import lowbit_nb", "not downward"),
         ("stored.py", "import numpy as np", "torch and the standard library only"),
         ("methods/gptq.py", "from .rtn import RTN", "only initialisers"),
         ("methods/gptq.py", "from lowbit_nb.methods.rtn import RTN", "only initialisers"),
