@@ -15,13 +15,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn.functional import pad
 
-from lowbit_nb import packing
-from lowbit_nb.kernels import shares, tiles
+from lowbit_nb.kernels import shares, slices, tiles
 
 BITS = (1, 2, 4, 8)
-BLOCK = 64  # rows of a weight are padded to a multiple of this
 X_TOP, S_TOP = 8.0, 16.0  # sizes that inputs and scales are brought to, by powers of two, so that no half overflows
 
 
@@ -93,7 +90,7 @@ class Operand:
 
     @property
     def n_slices(self) -> int:
-        return -(-self.shape[1] // tiles.WIDTHS[self.bits])
+        return slices.count(self.shape[1], self.bits)
 
     @property
     def nbytes(self) -> int:
@@ -110,7 +107,7 @@ def fits(d_out: int, d_in: int, bits: int, group: int | None) -> bool:
     Source:  this project.
     Differs: no difference.
     """
-    return bits in BITS and d_out > 0 and d_in > 0 and (group in (None, d_in) or (group % 64 == 0 and d_in % group == 0))
+    return bits in BITS and slices.fits(d_out, d_in, group)
 
 
 def operand(words: Tensor, bits: int, d_in: int, s: Tensor, z: Tensor | None, group: int | None) -> Operand:
@@ -126,24 +123,16 @@ def operand(words: Tensor, bits: int, d_in: int, s: Tensor, z: Tensor | None, gr
     if not fits(d_out, d_in, bits, group):
         raise ValueError(f"no half-precision product for {d_out} x {d_in}, bits={bits}, group={group}: use 1, 2, 4 or 8 bits "
                          "and a group that is a multiple of 64 and divides d_in, or one scale a row")
-    wide, rows = tiles.WIDTHS[bits], -d_out % BLOCK
-    padded = -(-d_in // wide) * wide
-    if padded != d_in:
-        words = packing.pack(pad(packing.unpack(words, bits, d_in), (0, padded - d_in)), bits)
-    seg = wide // 2 if group == d_in else gcd(group, wide // 2)
-    start = torch.arange(0, padded, seg, device=s.device)
-    group_of, inside = (start // group).clamp(max=s.shape[1] - 1), start < d_in
+    half = tiles.WIDTHS[bits] // 2
+    seg = half if group == d_in else gcd(group, half)
     unit = 2.0 ** (4 - int(torch.frexp(s.abs().max().float())[1]))  # the largest scale becomes 8 to 16
 
     def spread(t: Tensor) -> Tensor:
-        t = pad(t.float()[:, group_of] * inside, (0, 0, 0, rows))
-        return t.t().reshape(padded // wide, wide // seg, -1).to(torch.float16)
+        return slices.spread(t, bits, d_in, group, seg).to(torch.float16)
 
-    scale = spread(s * unit)
-    low, high = scale.chunk(2, 1)
-    both = torch.stack([low, high], -1).contiguous().view(torch.int32)[..., 0].contiguous()
+    both = torch.stack(spread(s * unit).chunk(2, 1), -1).contiguous().view(torch.int32)[..., 0].contiguous()
     sz = None if z is None else spread(s.float() * (z.float() - 2 ** (bits - 1))).contiguous()
-    return Operand(pad(words, (0, 0, 0, rows)).contiguous(), both, sz, bits, (d_out, d_in), seg, unit)
+    return Operand(slices.full(words, bits, d_in), both, sz, bits, (d_out, d_in), seg, unit)
 
 
 def product(x: Tensor, weight: Operand, asm: bool = True, plan: tiles.Plan | None = None) -> Tensor:

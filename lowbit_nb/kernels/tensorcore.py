@@ -21,14 +21,11 @@ from math import gcd
 import torch
 import triton
 from torch import Tensor
-from torch.nn.functional import pad
 
-from lowbit_nb import packing
-from lowbit_nb.kernels import shares, tiles
+from lowbit_nb.kernels import shares, slices, tiles
 
 WIDTHS = {bits: columns for bits, columns in tiles.WIDTHS.items() if bits}  # bits -> columns of a slice
 ROWS = 16  # most rows of x in a call
-BLOCK = 64  # rows of a weight are padded to a multiple of this
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Operand:
 
     @property
     def n_slices(self) -> int:
-        return -(-self.shape[1] // WIDTHS[self.bits])
+        return slices.count(self.shape[1], self.bits)
 
     @property
     def nbytes(self) -> int:
@@ -67,7 +64,7 @@ def fits(d_out: int, d_in: int, bits: int, group: int | None) -> bool:
     Source:  this project.
     Differs: no difference.
     """
-    return bits in WIDTHS and d_out > 0 and d_in > 0 and (group in (None, d_in) or (group % 64 == 0 and d_in % group == 0))
+    return bits in WIDTHS and slices.fits(d_out, d_in, group)
 
 
 def operand(words: Tensor, bits: int, d_in: int, s: Tensor, z: Tensor | None, group: int | None) -> Operand:
@@ -83,36 +80,28 @@ def operand(words: Tensor, bits: int, d_in: int, s: Tensor, z: Tensor | None, gr
     if not fits(d_out, d_in, bits, group):
         raise ValueError(f"no tensor-core product for {d_out} x {d_in}, bits={bits}, group={group}: use 1, 2, 3, 4 or 8 bits "
                          "and a group that is a multiple of 64 and divides d_in, or one scale a row")
-    wide, rows = WIDTHS[bits], -d_out % BLOCK
-    padded = -(-d_in // wide) * wide
-    if padded != d_in:
-        words = packing.pack(pad(packing.unpack(words, bits, d_in), (0, padded - d_in)), bits)
-    seg = wide if group == d_in else gcd(group, wide)
+    seg = WIDTHS[bits] if group == d_in else gcd(group, WIDTHS[bits])
     half = all(t is None or torch.equal(t.to(torch.float16).float(), t.float()) for t in (s, z))
-    start = torch.arange(0, padded, seg, device=s.device)
 
     def scales(t: Tensor | None) -> Tensor | None:
-        if t is None:
-            return None
-        t = t.float()[:, (start // group).clamp(max=t.shape[1] - 1)] * (start < d_in)
-        return together(pad(t, (0, 0, 0, rows)).t(), padded // wide, half)
+        return None if t is None else together(slices.spread(t, bits, d_in, group, seg), half)
 
-    return Operand(pad(words, (0, 0, 0, rows)).contiguous(), scales(s), scales(z), bits, (d_out, d_in), seg)
+    return Operand(slices.full(words, bits, d_in), scales(s), scales(z), bits, (d_out, d_in), seg)
 
 
-def together(t: Tensor, n_slices: int, half: bool) -> Tensor:
+def together(t: Tensor, half: bool) -> Tensor:
     """Scales as the kernel reads them: up to four float16 of a slice in a word, or float32.
 
-    Shapes:  t [n_scales, d_out] float32; returns [n_slices, n_words, d_out].
+    Shapes:  t [n_slices, scales of a slice, d_out] float32; returns [n_slices, n_words, d_out].
     Units:   none.
     Raises:  nothing.
     Source:  this project.
     Differs: no difference.
     """
     if not half:
-        return t.reshape(n_slices, -1, t.shape[1]).contiguous()
-    each = min(4, len(t) // n_slices)
-    t = t.to(torch.float16).reshape(n_slices, -1, each, t.shape[1]).transpose(2, 3).contiguous()
+        return t.contiguous()
+    each = min(4, t.shape[1])
+    t = t.to(torch.float16).unflatten(1, (-1, each)).transpose(2, 3).contiguous()
     return t.view({1: torch.float16, 2: torch.int32, 4: torch.int64}[each])[..., 0].contiguous()
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lowbit_nb import packing
-from lowbit_nb.kernels import halves, tensorcore, tiles
+from lowbit_nb.kernels import halves, slices, tensorcore, tiles
 
 FEW = 3  # cuts that are tried for many rows of x
 ROTATE = 240 << 20  # bytes of weights to go round, four times the second-level cache of an H200
@@ -64,11 +64,11 @@ def random_operand(bits: int, d_out: int, d_in: int, group: int, seed: int, devi
     Differs: no difference.
     """
     g, wide = torch.Generator(device=device).manual_seed(seed), tiles.WIDTHS[bits]
-    n_slices, rows = -(-d_in // wide), d_out + -d_out % tensorcore.BLOCK
+    n_slices, rows = slices.count(d_in, bits), d_out + -d_out % slices.BLOCK
     words = torch.empty(rows, packing.n_words(n_slices * wide, bits), dtype=torch.int32, device=device)
     words.random_(-(2**31), 2**31 - 1, generator=g)
-    s = torch.rand(n_slices * wide // min(group, wide), rows, device=device, generator=g) / 64
-    return tensorcore.Operand(words, tensorcore.together(s, n_slices, True), None, bits, (d_out, d_in), min(group, wide))
+    s = torch.rand(n_slices, wide // min(group, wide), rows, device=device, generator=g) / 64
+    return tensorcore.Operand(words, tensorcore.together(s, True), None, bits, (d_out, d_in), min(group, wide))
 
 
 def tune(bits: tuple[int, ...] = (1, 2, 3, 4, 8), shapes: tuple[tuple[int, int], ...] = tiles.SHAPES, group: int = 128,
