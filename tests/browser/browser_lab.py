@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
+    "@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": True},  # a saved notebook holds its explorers' numbers
 }
 READY = """() => { const s = window.jupyterapp?.shell?.currentWidget?.context?.sessionContext;
   return Boolean(s && s.isReady
@@ -121,6 +122,7 @@ class Tab:
     """One notebook open in the browser, with a record of what went wrong in it."""
 
     def __init__(self, lab: Lab, browser: object, name: str, width: int = 1200, height: int = 1300) -> None:
+        self.lab, self.name = lab, name
         self.page = browser.new_page(viewport={"width": width, "height": height})
         self.outside: list[str] = []
         self.errors: list[str] = []
@@ -152,6 +154,12 @@ class Tab:
             arg="false" if on else "true",
             timeout=30_000,
         )
+        self.page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=30_000)
+
+    def saved(self) -> Path:
+        """The notebook's file, saved with what is on the screen."""
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.save().then(() => 1)")
+        return self.lab.folder / self.name
 
     def close(self) -> None:
         """Shut the kernel down, so that a whole suite does not keep one per notebook."""
@@ -183,3 +191,24 @@ def in_jupyterlab(lab: Lab, browser: object, explorer: Explorer, source: str, na
             tab.page.locator(".lb-live").screenshot(path=shots / f"lab_{name}{'_dark' if dark else ''}.png")
     finally:
         tab.page.close()
+
+
+@contextmanager
+def key_pressed(tab: Tab, label: str, key: str = "ArrowRight") -> Iterator[None]:
+    """A key on a slider of the explorer; JupyterLab must not take it away."""
+    slider = tab.page.get_by_label(label, exact=True)
+    slider.focus()
+    tab.page.keyboard.press(key)
+    yield
+    assert slider.evaluate("e => e === document.activeElement"), "the notebook took the key"
+
+
+def photograph(tab: Tab, folder: Path, name: str) -> None:
+    """The explorers of a tab at both widths, each as one picture."""
+    for width in (1200, 800):
+        tab.page.set_viewport_size({"width": width, "height": 2400})
+        tab.page.wait_for_timeout(600)
+        for box in tab.page.locator(".lb-live").all():
+            kind = box.get_attribute("class").split("lb-live lb-")[1].split()[0]
+            box.scroll_into_view_if_needed()
+            box.screenshot(path=folder / f"{name}_{kind}_{width}.png")

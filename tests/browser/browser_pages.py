@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from anywidget import AnyWidget
 
@@ -77,6 +80,34 @@ def opened(context: object, widget: Explorer, dark: bool = False) -> tuple[objec
 def choose(page: object, **state: object) -> None:
     """Set traits from outside, as Python would."""
     page.evaluate("(state) => Object.entries(state).forEach(([k, v]) => model.set(k, v))", state)
+
+
+def data(page: object, name: str) -> str:
+    """What the explorer says about itself in an attribute."""
+    return page.locator(".lb-live").get_attribute(f"data-{name}")
+
+
+EACH = """(family) => family.map((state) => {
+    Object.entries(state).forEach(([k, v]) => model.set(k, v));
+    return { ...document.querySelector('.lb-live').dataset }; })"""
+
+
+def told(page: object, family: list[dict]) -> list[dict[str, str]]:
+    """Set each state from outside, one after the other; what the explorer says about itself in each."""
+    return page.evaluate(EACH, family)
+
+
+@contextmanager
+def at_width(context: object, explorer: Explorer, width: int, dark: bool, shots: Path | None, name: str) -> Iterator[object]:
+    """A page of that width in that theme, photographed at the end if pictures are kept; nothing may go wrong in it."""
+    page, problems = opened(context, explorer, dark)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_timeout(200)
+    yield page
+    if shots:
+        page.screenshot(path=shots / f"page_{name}_{width}{'_dark' if dark else ''}.png", full_page=True)
+    assert not problems
+    page.close()
 
 
 OUTSIDE = """() => [...document.querySelectorAll('.lb-live svg text')].filter((t) => {

@@ -68,6 +68,17 @@ def context(browser: object) -> Iterator[object]:
     offline.close()
 
 
+@pytest.fixture
+def page(context: object, explorer: object) -> Iterator[object]:
+    """The module's explorer in a page of its own; at the end nothing has gone wrong in it."""
+    from browser_pages import opened
+
+    one, problems = opened(context, explorer)
+    yield one
+    assert not problems
+    one.close()
+
+
 @pytest.fixture(scope="session")
 def lab(browser: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     from browser_lab import Lab

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from browser_lab import Lab, in_jupyterlab
-from browser_pages import fits, opened
+from browser_pages import at_width, data, fits, opened
 
 from lowbit_nb import live
 from lowbit_nb.codebooks.kmeans import nearest
@@ -48,10 +48,6 @@ def evaluated(context: object, names: tuple[str, ...], expression: str, data: ob
         return page.evaluate(f"(data) => {{ {module(*names)}\nreturn {expression}; }}", data)
     finally:
         page.close()
-
-
-def data(page: object, name: str) -> str:
-    return page.locator(".lb-live").get_attribute(f"data-{name}")
 
 
 def numbers(page: object, name: str) -> list[float]:
@@ -242,18 +238,12 @@ def test_nothing_is_wider_than_the_page(
     context: object, request: pytest.FixtureRequest, name: str, width: int, shots: Path | None
 ) -> None:
     for dark in (False, True):
-        page, problems = opened(context, request.getfixturevalue(name), dark)
-        page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(200)
-        for k in (0, 2, 6):
-            of(page, "Codebook").fill(str(k))
-            fits(page, width)
-            assert page.evaluate(CROWDED) == []
-        if shots:
+        with at_width(context, request.getfixturevalue(name), width, dark, shots, f"codebook_{name}") as page:
+            for k in (0, 2, 6):
+                of(page, "Codebook").fill(str(k))
+                fits(page, width)
+                assert page.evaluate(CROWDED) == []
             of(page, "Codebook").fill("2")
-            page.screenshot(path=shots / f"page_codebook_{name}_{width}{'_dark' if dark else ''}.png", full_page=True)
-        assert not problems
-        page.close()
 
 
 def test_it_works_in_jupyterlab(lab: Lab, browser: object, explorer: live.CodebookExplorer, shots: Path | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser_pages import opened
+from browser_pages import at_width, opened
 
 from lowbit_nb import live
 from lowbit_nb.feedback import AffineRounder, feedback, order
@@ -209,11 +209,5 @@ def test_no_damping_on_a_singular_hessian_is_said_in_words(context: object) -> N
 @pytest.mark.parametrize("kind", ["grid", "hessian"])
 def test_nothing_is_wider_than_the_page(context: object, kind: str, width: int, shots: Path | None) -> None:
     for dark in (False, True):
-        page, problems = opened(context, widgets()[kind], dark)
-        page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(200)
-        assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-        if shots:
-            page.screenshot(path=shots / f"page_{kind}_{width}{'_dark' if dark else ''}.png", full_page=True)
-        assert not problems
-        page.close()
+        with at_width(context, widgets()[kind], width, dark, shots, kind) as page:
+            assert page.evaluate("() => document.documentElement.scrollWidth") <= width

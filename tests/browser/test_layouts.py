@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser_lab import Lab, in_jupyterlab
-from browser_pages import choose, fits, made, opened
+from browser_lab import Lab, in_jupyterlab, key_pressed
+from browser_pages import at_width, choose, data, fits, made, told
 
 from lowbit_nb import live
 from lowbit_nb.live import lanes
@@ -20,27 +19,12 @@ PLACES = [(0, 0, 0), (3, 5, 1), (9, 38, 2), (15, 63, -1), (6, 17, -2)]  # row, w
 FAMILY = [(bits, order, number, row, word, plane % lanes.n_planes(bits)) for bits in BITS for order in ORDERS
           for number in NUMBERS for row, word, plane in PLACES]
 NAMES = ("bits", "order", "number", "row", "word", "plane")
-EACH = """(family) => family.map((of) => {
-    Object.entries(of).forEach(([k, v]) => model.set(k, v));
-    return { ...document.querySelector('.lb-live').dataset }; })"""
+STATES = [dict(zip(NAMES, of, strict=True)) for of in FAMILY]
 
 
 @pytest.fixture(scope="module")
 def explorer() -> live.LayoutExplorer:
     return made(SOURCE)
-
-
-@pytest.fixture
-def page(context: object, explorer: live.LayoutExplorer) -> Iterator[object]:
-    """The explorer in a page; at the end nothing has gone wrong in it."""
-    one, problems = opened(context, explorer)
-    yield one
-    assert not problems
-    one.close()
-
-
-def data(page: object, name: str) -> str:
-    return page.locator(".lb-live").get_attribute(f"data-{name}")
 
 
 def facts(bits: int, order: str, number: str, row: int, word: int, plane: int) -> dict[str, int]:
@@ -57,15 +41,13 @@ def shown(page: object) -> dict[str, int]:
 
 
 def test_every_place_is_the_packages(page: object, explorer: live.LayoutExplorer) -> None:
-    told = page.evaluate(EACH, [dict(zip(NAMES, of, strict=True)) for of in FAMILY])
-    for of, seen in zip(FAMILY, told, strict=True):
+    for of, seen in zip(FAMILY, told(page, STATES), strict=True):
         wanted = facts(*of)
         assert {name: int(seen[name]) for name in wanted} == wanted, of
 
 
 def test_every_code_and_number_is_the_packages(page: object, explorer: live.LayoutExplorer) -> None:
-    told = page.evaluate(EACH, [dict(zip(NAMES, of, strict=True)) for of in FAMILY])
-    for setting, seen in zip(FAMILY, told, strict=True):
+    for setting, seen in zip(FAMILY, told(page, STATES), strict=True):
         (bits, order, *_, plane), at, of = setting, explorer.at(*setting), NUMBERS[setting[2]]
         assert int(seen["code"]) == at.code
         if bits != 3 or order == "planar":  # else the lane has two of three bits
@@ -161,11 +143,11 @@ def test_counts_are_told(page: object) -> None:
     for bits in BITS:
         for number, of in NUMBERS.items():
             choose(page, bits=bits, number=number)
-            told = lanes.counted(bits, of)
+            counted = lanes.counted(bits, of)
             words = page.locator(".lb-tile").all_inner_texts()[3]
-            assert f"\n{told['together']['sum']}\n" in words and told["single"]["sum"] in words
+            assert f"\n{counted['together']['sum']}\n" in words and counted["single"]["sum"] in words
             bars = page.locator(".lb-l-costs").get_attribute("aria-label")
-            assert f"words together {told['together']['sum']}: join" in bars
+            assert f"words together {counted['together']['sum']}: join" in bars
 
 
 def test_every_control_has_a_name_and_a_key(page: object) -> None:
@@ -186,24 +168,15 @@ def test_every_control_has_a_name_and_a_key(page: object) -> None:
 @pytest.mark.parametrize("dark", [False, True])
 def test_nothing_is_wider_than_the_page(context: object, explorer: live.LayoutExplorer, width: int, dark: bool,
                                         shots: Path | None) -> None:
-    page, problems = opened(context, explorer, dark)
-    page.set_viewport_size({"width": width, "height": 900})
-    page.wait_for_timeout(200)
-    for bits, order, number, plane in ((1, "interleaved", "fp16", 31), (3, "planar", "int8", 31), (8, "planar", "int8", 0),
-                                       (3, "interleaved", "fp16", 31), (2, "interleaved", "int8", 7)):
-        choose(page, bits=bits, order=order, number=number, plane=plane, row=15, word=63)
-        fits(page, width)
-    if shots:
-        page.screenshot(path=shots / f"page_layout_{width}{'_dark' if dark else ''}.png", full_page=True)
-    assert not problems
-    page.close()
+    with at_width(context, explorer, width, dark, shots, "layout") as page:
+        for bits, order, number, plane in ((1, "interleaved", "fp16", 31), (3, "planar", "int8", 31), (8, "planar", "int8", 0),
+                                           (3, "interleaved", "fp16", 31), (2, "interleaved", "int8", 7)):
+            choose(page, bits=bits, order=order, number=number, plane=plane, row=15, word=63)
+            fits(page, width)
 
 
 def test_it_works_in_jupyterlab(lab: Lab, browser: object, explorer: live.LayoutExplorer, shots: Path | None) -> None:
     with in_jupyterlab(lab, browser, explorer, SOURCE, "layout", shots) as tab:
-        slider = tab.page.get_by_label("Word", exact=True)
-        slider.focus()
-        tab.page.keyboard.press("ArrowRight")
-        tab.page.wait_for_function("() => document.querySelector('.lb-layout').dataset.word === '6'")
-        assert slider.evaluate("e => e === document.activeElement"), "the notebook took the key"
+        with key_pressed(tab, "Word"):
+            tab.page.wait_for_function("() => document.querySelector('.lb-layout').dataset.word === '6'")
         assert shown(tab.page) == facts(2, "planar", "int8", 0, 6, 1)

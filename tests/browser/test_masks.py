@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from browser_lab import Lab, in_jupyterlab
-from browser_pages import choose, fits, made, opened
+from browser_lab import Lab, in_jupyterlab, key_pressed
+from browser_pages import at_width, choose, fits, made, opened
 
 from lowbit_nb import live
 from lowbit_nb.hessian import error_share
@@ -142,23 +142,14 @@ def test_every_control_has_a_name_and_a_key(context: object, explorer: live.Mask
 @pytest.mark.parametrize("width", [360, 620, 800, 1200])
 def test_nothing_is_wider_than_the_page(context: object, explorer: live.MaskExplorer, width: int, shots: Path | None) -> None:
     for dark in (False, True):
-        page, problems = opened(context, explorer, dark)
-        page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(200)
-        for kind, k, bits in (("element", 0, 4), ("column", 3, 2), ("channel", 14, 8), ("element", 8, 4)):
-            choose(page, kind=kind, chosen=k, bits=bits)
-            fits(page, width)
-        if shots:
-            page.screenshot(path=shots / f"page_mask_{width}{'_dark' if dark else ''}.png", full_page=True)
-        assert not problems
-        page.close()
+        with at_width(context, explorer, width, dark, shots, "mask") as page:
+            for kind, k, bits in (("element", 0, 4), ("column", 3, 2), ("channel", 14, 8), ("element", 8, 4)):
+                choose(page, kind=kind, chosen=k, bits=bits)
+                fits(page, width)
 
 
 def test_it_works_in_jupyterlab(lab: Lab, browser: object, explorer: live.MaskExplorer, shots: Path | None) -> None:
     with in_jupyterlab(lab, browser, explorer, SOURCE, "mask", shots) as tab:
-        slider = tab.page.get_by_label("Salient share", exact=True)
-        slider.focus()
-        tab.page.keyboard.press("ArrowRight")
-        tab.page.wait_for_function("() => document.querySelector('.lb-mask').dataset.count === String(32 * 24)")
-        assert slider.evaluate("e => e === document.activeElement"), "the notebook took the key"
+        with key_pressed(tab, "Salient share"):
+            tab.page.wait_for_function("() => document.querySelector('.lb-mask').dataset.count === String(32 * 24)")
         is_the_packages(tab.page, explorer, "channel", "absmax", 9, 4)

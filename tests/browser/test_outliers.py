@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from browser_lab import Lab, in_jupyterlab
-from browser_pages import fits, made, opened
+from browser_lab import Lab, in_jupyterlab, key_pressed
+from browser_pages import at_width, data, fits, made, opened
 
 from lowbit_nb import live
 from lowbit_nb.live.base import percent
@@ -24,10 +24,6 @@ live.outlier_explorer(W, X.T @ X / 400, name="test layer")"""
 @pytest.fixture(scope="module")
 def explorer() -> live.OutlierExplorer:
     return made(SOURCE)
-
-
-def data(page: object, name: str) -> str:
-    return page.locator(".lb-live").get_attribute(f"data-{name}")
 
 
 def number(page: object, name: str) -> float:
@@ -153,24 +149,15 @@ def test_nothing_is_wider_than_the_page(
     context: object, explorer: live.OutlierExplorer, width: int, shots: Path | None
 ) -> None:
     for dark in (False, True):
-        page, problems = opened(context, explorer, dark)
-        page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(200)
-        for k in (0, 5, 9):
-            page.get_by_label("Threshold", exact=True).fill(str(k))
-            fits(page, width)
-        if shots:
+        with at_width(context, explorer, width, dark, shots, "outlier") as page:
+            for k in (0, 5, 9):
+                page.get_by_label("Threshold", exact=True).fill(str(k))
+                fits(page, width)
             page.get_by_label("Threshold", exact=True).fill("5")
-            page.screenshot(path=shots / f"page_outlier_{width}{'_dark' if dark else ''}.png", full_page=True)
-        assert not problems
-        page.close()
 
 
 def test_it_works_in_jupyterlab(lab: Lab, browser: object, explorer: live.OutlierExplorer, shots: Path | None) -> None:
     with in_jupyterlab(lab, browser, explorer, SOURCE, "outlier", shots) as tab:
-        slider = tab.page.get_by_label("Threshold", exact=True)
-        slider.focus()
-        tab.page.keyboard.press("ArrowRight")
-        tab.page.wait_for_function("() => document.querySelector('.lb-readout').innerText.startsWith('Threshold 0.15')")
-        assert slider.evaluate("e => e === document.activeElement"), "the notebook took the key"
+        with key_pressed(tab, "Threshold"):
+            tab.page.wait_for_function("() => document.querySelector('.lb-readout').innerText.startsWith('Threshold 0.15')")
         assert number(tab.page, "error") == pytest.approx(explorer.survey.outcomes[6].error, rel=1e-6)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser_pages import fits, opened
+from browser_pages import at_width, fits, opened
 
 from lowbit_nb import live
 from lowbit_nb.hessian import condition
@@ -92,13 +92,7 @@ def test_a_change_from_python_is_drawn(context: object, pair: live.Explorer) -> 
 @pytest.mark.parametrize("width", [360, 620, 800, 1200])
 def test_nothing_is_wider_than_the_page(context: object, pair: live.Explorer, width: int, shots: Path | None) -> None:
     for dark in (False, True):
-        page, problems = opened(context, pair, dark)
-        page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(200)
-        for view in ("size", "correlation"):
-            page.get_by_label("Heat maps show").select_option(view)
-            fits(page, width)
-        if shots:
-            page.screenshot(path=shots / f"page_pair_{width}{'_dark' if dark else ''}.png", full_page=True)
-        assert not problems
-        page.close()
+        with at_width(context, pair, width, dark, shots, "pair") as page:
+            for view in ("size", "correlation"):
+                page.get_by_label("Heat maps show").select_option(view)
+                fits(page, width)

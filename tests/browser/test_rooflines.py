@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser_lab import Lab, in_jupyterlab
-from browser_pages import choose, fits, made, opened
+from browser_lab import Lab, in_jupyterlab, key_pressed
+from browser_pages import at_width, choose, data, fits, made, opened, told
 
 from lowbit_nb import live
 from lowbit_nb.live.roofline_model import BITS, MACHINES, OWN, Roofline
@@ -22,27 +21,11 @@ points = [dict(d_out=8192, d_in=28672, bits=b, batch=1, us=t, name=n) for n, of 
 points.append(dict(d_out=1000, d_in=3000, bits=2, batch=3, us=9, name="a kernel"))
 live.roofline_explorer(points, kernels={"mine": {8: 3, 4: 2.5, 3: 4, 2: 2, 1: 1.5}}, name="one card")"""
 SHAPES = ((8192, 28672), (4096, 11008), (1000, 3000), (64, 64))
-EACH = """(family) => family.map((state) => {
-    Object.entries(state).forEach(([k, v]) => model.set(k, v));
-    return { ...document.querySelector('.lb-live').dataset }; })"""
 
 
 @pytest.fixture(scope="module")
 def explorer() -> live.RooflineExplorer:
     return made(SOURCE)
-
-
-@pytest.fixture
-def page(context: object, explorer: live.RooflineExplorer) -> Iterator[object]:
-    """The explorer in a page; at the end nothing has gone wrong in it."""
-    one, problems = opened(context, explorer)
-    yield one
-    assert not problems
-    one.close()
-
-
-def data(page: object, name: str) -> str:
-    return page.locator(".lb-live").get_attribute(f"data-{name}")
 
 
 def readout(page: object) -> str:
@@ -53,13 +36,13 @@ def numbers(words: str) -> list[float]:
     return [float(w) for w in words.split(",") if w]
 
 
-def is_model(told: dict[str, str], r: Roofline) -> None:
+def is_model(said: dict[str, str], r: Roofline) -> None:
     """What the page says of a setting is what the package says."""
     for name, of in {**r.bytes, **{k: getattr(r, k) for k in ("stored", "slots", "budget", "floor", "issue", "time")}}.items():
-        assert float(told[name]) == pytest.approx(of, rel=1e-12, abs=1e-12), (name, r)
-    assert told["binds"] == r.binds and told["verdict"] == r.verdict, r
-    assert numbers(told["crossings"]) == pytest.approx(r.crossings, rel=1e-9)
-    assert numbers(told["faster"]) == pytest.approx(list(r.faster.values()), rel=1e-12)
+        assert float(said[name]) == pytest.approx(of, rel=1e-12, abs=1e-12), (name, r)
+    assert said["binds"] == r.binds and said["verdict"] == r.verdict, r
+    assert numbers(said["crossings"]) == pytest.approx(r.crossings, rel=1e-9)
+    assert numbers(said["faster"]) == pytest.approx(list(r.faster.values()), rel=1e-12)
 
 
 def test_every_number_is_the_packages(page: object, explorer: live.RooflineExplorer) -> None:
@@ -75,9 +58,9 @@ def test_every_number_is_the_packages(page: object, explorer: live.RooflineExplo
             itertools.cycle(cards), strict=False)
     ]
     assert len(family) == 4 * 7 * 4
-    for state, told in zip(family, page.evaluate(EACH, family), strict=True):
+    for state, said in zip(family, told(page, family), strict=True):
         given = {k: v for k, v in state.items() if k != "machine"}
-        is_model(told, Roofline(**given, rate=rates[state["machine"]], kernels=explorer.model.kernels))
+        is_model(said, Roofline(**given, rate=rates[state["machine"]], kernels=explorer.model.kernels))
 
 
 def test_it_opens_on_the_answer(page: object, explorer: live.RooflineExplorer) -> None:
@@ -146,8 +129,8 @@ def test_settings_to_try(page: object) -> None:
                                        ("1 bit, tensor cores, batch 8", "tensor cores", 8, "instructions"),
                                        ("1 bit, plain", "plain unpacking", 1, "instructions")):
         page.get_by_role("button", name=name, exact=True).click()
-        told = page.evaluate("() => ({ ...document.querySelector('.lb-live').dataset })")
-        is_model(told, Roofline(8192, 28672, 1, kernel=kernel, batch=batch))
+        [said] = told(page, [{}])
+        is_model(said, Roofline(8192, 28672, 1, kernel=kernel, batch=batch))
         assert data(page, "binds") == binds
         assert page.locator(".lb-rf-cross").count() == (batch == 8)
     page.get_by_role("button", name="a card with less bandwidth").click()
@@ -179,20 +162,15 @@ def test_a_click_in_the_picture_chooses_a_width(page: object) -> None:
 
 @pytest.mark.parametrize("width", [360, 600, 800, 1000, 1200])
 @pytest.mark.parametrize("dark", [False, True])
-def test_nothing_is_cut_off(browser: object, explorer: live.RooflineExplorer, width: int, dark: bool,
+def test_nothing_is_cut_off(context: object, explorer: live.RooflineExplorer, width: int, dark: bool,
                             shots: Path | None) -> None:
-    context = browser.new_context(offline=True, viewport={"width": width, "height": 900})
-    page, problems = opened(context, explorer, dark)
-    fits(page, width)
-    if shots:
-        page.locator(".lb-live").screenshot(path=shots / f"roofline_{width}{'_dark' if dark else ''}.png")
-    for state in ({"kernel": "tensor cores", "batch": 8}, {"kernel": OWN, "bits": 16.0},
-                  {"d_out": 1000, "d_in": 3000, "batch": 3, "bits": 2.0, "launch": 0.0},
-                  {"d_out": 32768, "d_in": 32768, "batch": 64, "bandwidth": 0.1, "launch": 10.0, "zeros": True, "group": 32}):
-        choose(page, **state)
-        fits(page, width)
-    assert not problems
-    context.close()
+    with at_width(context, explorer, width, dark, shots, "roofline") as page:
+        for state in ({}, {"kernel": "tensor cores", "batch": 8}, {"kernel": OWN, "bits": 16.0},
+                      {"d_out": 1000, "d_in": 3000, "batch": 3, "bits": 2.0, "launch": 0.0},
+                      {"d_out": 32768, "d_in": 32768, "batch": 64, "bandwidth": 0.1, "launch": 10.0, "zeros": True,
+                       "group": 32}):
+            choose(page, **state)
+            fits(page, width)
 
 
 def test_without_points_the_model_is_shown(context: object) -> None:
@@ -205,9 +183,7 @@ def test_without_points_the_model_is_shown(context: object) -> None:
 
 def test_in_jupyterlab(lab: Lab, browser: object, explorer: live.RooflineExplorer, shots: Path | None) -> None:
     with in_jupyterlab(lab, browser, explorer, SOURCE, "roofline", shots) as tab:
-        slider = tab.page.get_by_label("Batch", exact=True)
-        slider.focus()
-        tab.page.keyboard.press("ArrowRight")
-        assert slider.evaluate("e => e === document.activeElement"), "the notebook took the key"
+        with key_pressed(tab, "Batch"):
+            pass
         wanted = Roofline(8192, 28672, 1, batch=2, kernel="plain unpacking")
         assert float(data(tab.page, "issue")) == pytest.approx(wanted.issue)

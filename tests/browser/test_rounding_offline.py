@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser_pages import page_of
+from browser_pages import data, page_of
 
 from lowbit_nb import live
 from lowbit_nb.live import roundings
@@ -38,10 +38,6 @@ def opened(context: object, widget: live.Explorer, dark: bool = False) -> tuple[
     page.wait_for_function("() => window.ready", timeout=30_000)
     page.wait_for_selector(".lb-live svg")
     return page, problems
-
-
-def data(page: object, name: str) -> str:
-    return page.locator(".lb-live").get_attribute(f"data-{name}")
 
 
 def test_every_round_and_layer_shows_the_packages_numbers(context: object, player: live.RoundingPlayer) -> None:

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from browser_lab import Lab, in_jupyterlab
-from browser_pages import fits, made, opened
+from browser_lab import Lab, in_jupyterlab, key_pressed
+from browser_pages import at_width, data, fits, made, opened
 
 from lowbit_nb import live
 from lowbit_nb.live.base import percent
@@ -25,10 +25,6 @@ live.salience_explorer(W, X.T @ X / 400, X.abs().amax(0), group=32, name="test l
 @pytest.fixture(scope="module")
 def explorer() -> live.SalienceExplorer:
     return made(SOURCE)
-
-
-def data(page: object, name: str) -> str:
-    return page.locator(".lb-live").get_attribute(f"data-{name}")
 
 
 def number(page: object, name: str) -> float:
@@ -115,23 +111,14 @@ def test_nothing_is_wider_than_the_page(
     context: object, explorer: live.SalienceExplorer, width: int, shots: Path | None
 ) -> None:
     for dark in (False, True):
-        page, problems = opened(context, explorer, dark)
-        page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(200)
-        for criterion in explorer.criteria:
-            page.get_by_label("Importance by").select_option(criterion)
-            fits(page, width)
-        if shots:
-            page.screenshot(path=shots / f"page_salience_{width}{'_dark' if dark else ''}.png", full_page=True)
-        assert not problems
-        page.close()
+        with at_width(context, explorer, width, dark, shots, "salience") as page:
+            for criterion in explorer.criteria:
+                page.get_by_label("Importance by").select_option(criterion)
+                fits(page, width)
 
 
 def test_it_works_in_jupyterlab(lab: Lab, browser: object, explorer: live.SalienceExplorer, shots: Path | None) -> None:
     with in_jupyterlab(lab, browser, explorer, SOURCE, "salience", shots) as tab:
-        slider = tab.page.get_by_label("Exponent", exact=True)
-        slider.focus()
-        tab.page.keyboard.press("ArrowRight")
-        tab.page.wait_for_function("() => document.querySelector('.lb-readout').innerText.includes('exponent 0.55')")
-        assert slider.evaluate("e => e === document.activeElement"), "the notebook took the key"
+        with key_pressed(tab, "Exponent"):
+            tab.page.wait_for_function("() => document.querySelector('.lb-readout').innerText.includes('exponent 0.55')")
         assert number(tab.page, "error") == pytest.approx(explorer.survey.total[0, 0, 11], rel=1e-5)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from browser_lab import Lab, in_jupyterlab
+from browser_lab import Lab, in_jupyterlab, key_pressed
 from browser_pages import choose, fits, made, opened
 
 from lowbit_nb import live
@@ -148,9 +148,6 @@ def test_nothing_is_wider_than_the_page(context: object, explorer: live.SignExpl
 
 def test_it_works_in_jupyterlab(lab: Lab, browser: object, explorer: live.SignExplorer, shots: Path | None) -> None:
     with in_jupyterlab(lab, browser, explorer, SOURCE, "sign", shots) as tab:
-        slider = tab.page.get_by_label("Row", exact=True)
-        slider.focus()
-        tab.page.keyboard.press("ArrowRight")
-        tab.page.wait_for_function("() => document.querySelector('.lb-readout').innerText.startsWith('Row 5,')")
-        assert slider.evaluate("e => e === document.activeElement"), "the notebook took the key"
+        with key_pressed(tab, "Row"):
+            tab.page.wait_for_function("() => document.querySelector('.lb-readout').innerText.startsWith('Row 5,')")
         is_the_packages(tab.page, explorer, "one", 1)

@@ -7,8 +7,8 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from browser_lab import Lab, in_jupyterlab
-from browser_pages import choose, fits, made, opened
+from browser_lab import Lab, in_jupyterlab, key_pressed
+from browser_pages import at_width, choose, fits, made, opened
 
 from lowbit_nb import live
 from lowbit_nb.live import smoothed, smoothings
@@ -184,23 +184,14 @@ def test_nothing_is_wider_than_the_page(
     context: object, explorer: live.SmoothingExplorer, width: int, shots: Path | None
 ) -> None:
     for dark in (False, True):
-        page, problems = opened(context, explorer, dark)
-        page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(200)
-        for p, bits in ((0, 8), (36, 16), (21, 3), (11, 4)):
-            set_point(page, p, bits=bits)
-            fits(page, width)
-        if shots:
-            page.screenshot(path=shots / f"page_smoothing_{width}{'_dark' if dark else ''}.png", full_page=True)
-        assert not problems
-        page.close()
+        with at_width(context, explorer, width, dark, shots, "smoothing") as page:
+            for p, bits in ((0, 8), (36, 16), (21, 3), (11, 4)):
+                set_point(page, p, bits=bits)
+                fits(page, width)
 
 
 def test_it_works_in_jupyterlab(lab: Lab, browser: object, explorer: live.SmoothingExplorer, shots: Path | None) -> None:
     with in_jupyterlab(lab, browser, explorer, SOURCE, "smoothing", shots) as tab:
-        slider = tab.page.get_by_label("Exponent α", exact=True)
-        slider.focus()
-        tab.page.keyboard.press("ArrowRight")
-        tab.page.wait_for_function("() => document.querySelector('.lb-readout').innerText.startsWith('Exponent 0.55,')")
-        assert slider.evaluate("e => e === document.activeElement"), "the notebook took the key"
+        with key_pressed(tab, "Exponent α"):
+            tab.page.wait_for_function("() => document.querySelector('.lb-readout').innerText.startsWith('Exponent 0.55,')")
         is_the_packages(tab.page, explorer, 12, 4, 4, "all")

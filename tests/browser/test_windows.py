@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser_lab import Lab, in_jupyterlab
-from browser_pages import choose, fits, made, opened
+from browser_lab import Lab, in_jupyterlab, key_pressed
+from browser_pages import at_width, choose, data, fits, made, opened, told
 
 from lowbit_nb import live
 from lowbit_nb.live.base import percent
@@ -18,28 +17,13 @@ SOURCE = """from lowbit_nb import live
 runs = {"block by block": [.004, .007, .012, .018, .026, .041, .06, .11]}
 runs["windows of two"] = [.0045, .0065, .01, .014, .02, .031, .045, .08]
 live.window_explorer(runs, name="test model")"""
-FAMILY = [(n, width, overlap) for n in range(2, 11) for width in range(1, n + 1) for overlap in range(width)]
-EACH = """(family) => family.map(([n, window, overlap]) => {
-    Object.entries({ n, window, overlap }).forEach(([k, v]) => model.set(k, v));
-    return { ...document.querySelector('.lb-live').dataset }; })"""
+FAMILY = [dict(n=n, window=width, overlap=overlap)
+          for n in range(2, 11) for width in range(1, n + 1) for overlap in range(width)]
 
 
 @pytest.fixture(scope="module")
 def explorer() -> live.WindowExplorer:
     return made(SOURCE)
-
-
-@pytest.fixture
-def page(context: object, explorer: live.WindowExplorer) -> Iterator[object]:
-    """The explorer in a page; at the end nothing has gone wrong in it."""
-    one, problems = opened(context, explorer)
-    yield one
-    assert not problems
-    one.close()
-
-
-def data(page: object, name: str) -> str:
-    return page.locator(".lb-live").get_attribute(f"data-{name}")
 
 
 def is_at(page: object, n: int, width: int, overlap: int, step: int) -> None:
@@ -61,11 +45,11 @@ def is_at(page: object, n: int, width: int, overlap: int, step: int) -> None:
 
 
 def test_every_schedule_is_the_packages(page: object) -> None:
-    for of, told in zip(FAMILY, page.evaluate(EACH, FAMILY), strict=True):
-        plan = Plan(*of)
-        assert told["steps"] == " ".join(",".join(map(str, step)) for step in plan.steps), of
-        assert told["rows"].split(" ") == plan.rows and told["learned"] == ",".join(map(str, plan.learned)), of
-        assert (int(told["visits"]), int(told["together"])) == (plan.visits, plan.together), of
+    for of, seen in zip(FAMILY, told(page, FAMILY), strict=True):
+        plan = Plan(*of.values())
+        assert seen["steps"] == " ".join(",".join(map(str, step)) for step in plan.steps), of
+        assert seen["rows"].split(" ") == plan.rows and seen["learned"] == ",".join(map(str, plan.learned)), of
+        assert (int(seen["visits"]), int(seen["together"])) == (plan.visits, plan.together), of
 
 
 def test_every_step_is_drawn_and_told(page: object) -> None:
@@ -185,23 +169,14 @@ def test_every_control_has_a_name_and_a_key(page: object) -> None:
 @pytest.mark.parametrize("dark", [False, True])
 def test_nothing_is_wider_than_the_page(context: object, explorer: live.WindowExplorer, width: int, dark: bool,
                                         shots: Path | None) -> None:
-    page, problems = opened(context, explorer, dark)
-    page.set_viewport_size({"width": width, "height": 900})
-    page.wait_for_timeout(200)
-    for n, window, overlap, step in ((32, 32, 31, 1), (32, 12, 11, 20), (2, 1, 0, 2), (32, 2, 1, 31), (8, 2, 1, 3)):
-        choose(page, n=n, window=window, overlap=overlap, step=step)
-        fits(page, width)
-    if shots:
-        page.screenshot(path=shots / f"page_window_{width}{'_dark' if dark else ''}.png", full_page=True)
-    assert not problems
-    page.close()
+    with at_width(context, explorer, width, dark, shots, "window") as page:
+        for n, window, overlap, step in ((32, 32, 31, 1), (32, 12, 11, 20), (2, 1, 0, 2), (32, 2, 1, 31), (8, 2, 1, 3)):
+            choose(page, n=n, window=window, overlap=overlap, step=step)
+            fits(page, width)
 
 
 def test_it_works_in_jupyterlab(lab: Lab, browser: object, explorer: live.WindowExplorer, shots: Path | None) -> None:
     with in_jupyterlab(lab, browser, explorer, SOURCE, "window", shots) as tab:
-        slider = tab.page.get_by_label("Step", exact=True)
-        slider.focus()
-        tab.page.keyboard.press("ArrowRight")
-        tab.page.wait_for_function("() => document.querySelector('.lb-window').dataset.step === '2'")
-        assert slider.evaluate("e => e === document.activeElement"), "the notebook took the key"
+        with key_pressed(tab, "Step"):
+            tab.page.wait_for_function("() => document.querySelector('.lb-window').dataset.step === '2'")
         is_at(tab.page, 8, 2, 1, 2)
