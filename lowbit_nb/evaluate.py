@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lowbit_nb.onepass import one_pass
 from lowbit_nb.subject import Subject
 from lowbit_nb.text import Windows
 
@@ -152,6 +153,9 @@ def parses(prompt: str, continuation: str) -> bool:
 def _logits(subject: Subject, windows: Windows, batch: int) -> Iterable[tuple[Tensor, Tensor]]:
     """Batches of ids and the logits that predict all but the first token of each window, in float32."""
     subject.check_fits(windows.ids.shape[1])
+    if subject.blockwise:
+        yield from ((ids, logits[:, :-1].float()) for ids, logits in one_pass(subject, windows, batch))
+        return
     for i in range(0, len(windows.ids), batch):
         ids = windows.ids[i : i + batch].to(subject.device)
         yield ids, subject.model(ids, use_cache=False).logits[:, :-1].float()

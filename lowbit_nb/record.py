@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lowbit_nb.activations import Activations, add_parameter, apply_to
 from lowbit_nb.bits import BitBudget, item
+from lowbit_nb.blocks import block_of
 from lowbit_nb.stored import StoredWeight
 from lowbit_nb.subject import Subject
 
@@ -49,7 +50,7 @@ def _now() -> float:
 class Quantized:
     """A quantized model: everything needed to evaluate, save, draw and run it, and nothing derived.
 
-    weights   {full name of the linear layer: stored weight}
+    weights   {full name of the linear layer: stored weight}; of a large model they may stay in the files of its blocks
     settings  what decided the integers: method, its fields, subject and calibration fingerprints
     trace     one dict a block: seconds in all and by phase, peak memory on a GPU, losses, whatever the method tells
     params    {full name: tensor} of other parameters that a transform has edited (norms, biases), as stored
@@ -57,7 +58,7 @@ class Quantized:
     Source: this project. Differs: no difference.
     """
 
-    weights: dict[str, StoredWeight]
+    weights: Mapping[str, StoredWeight]
     settings: dict
     trace: list[dict]
     params: dict[str, Tensor] = field(default_factory=dict)
@@ -75,6 +76,8 @@ class Quantized:
         Differs: counts everything that is stored, edited norms too; parts that stay as they were are not in it.
         """
         edited = tuple(item("norms", t, t.numel(), 8 * t.element_size()) for t in self.params.values())
+        if counted := getattr(self.weights, "bits", None):  # weights that stay in files
+            return counted() + BitBudget(edited, 0)
         return reduce(add, (w.bits() for w in self.weights.values())) + BitBudget(edited, 0)
 
     def apply(self, subject: Subject) -> Subject:
@@ -89,18 +92,39 @@ class Quantized:
         Differs: no difference.
         """
         model = copy.deepcopy(subject.model, memo={id(p): p for p in subject.model.parameters()})
+        for name in self.params:
+            _make_room(model, name)
+        if subject.blockwise:
+            self._lend(model)
+        else:
+            self._exchange(model)
+        if self.activations:
+            apply_to(model, {block_of(name): None for name in self.weights}, self.weights, self.activations)
+        return dataclasses.replace(subject, model=model, name=f"{subject.name}, {self.title}")
+
+    def _exchange(self, model: nn.Module) -> None:
+        """Put dequantized weights and edited parameters where the original ones are."""
         for name, stored in self.weights.items():
             linear = _layer(model, name, stored)
             W_hat = stored.dequantize(linear.weight.dtype).to(linear.weight.device)
             linear.weight = nn.Parameter(W_hat, requires_grad=False)
-        for name in self.params:
-            _make_room(model, name)
         for name, value in self.params.items():
             owner, own = _owner(model, name, value)
             setattr(owner, name.rpartition(".")[2], nn.Parameter(value.to(own.device, own.dtype), requires_grad=False))
-        if self.activations:
-            apply_to(model, {block_of(name): None for name in self.weights}, self.weights, self.activations)
-        return dataclasses.replace(subject, model=model, name=f"{subject.name}, {self.title}")
+
+    def _lend(self, model: nn.Module) -> None:
+        """The same for blocks on disk: nothing is made before a block is asked for."""
+        device = next(p.device for p in model.parameters() if not p.is_meta)
+        for name in [f"{name}.weight" for name in self.weights] + list(self.params):
+            own = _parameter(model, name)
+            block = block_of(name)
+            loan = model.get_submodule(block).loan
+            loan.instead[name.removeprefix(f"{block}.")] = partial(self._now, name, own.dtype, device)
+
+    def _now(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+        if name in self.params:
+            return self.params[name].to(device, dtype)
+        return self.weights[name.removesuffix(".weight")].dequantize(dtype).to(device)
 
     @property
     def activations(self) -> Activations | None:
@@ -134,22 +158,6 @@ class Quantized:
         return sum(t.get("seconds", 0.0) for t in self.trace)
 
 
-def block_of(name: str) -> str:
-    """The block that a layer belongs to: its full name up to the first number.
-
-    Shapes:  a name in, a name out.
-    Units:   none.
-    Raises:  nothing.
-    Source:  this project.
-    Differs: no difference.
-
-    >>> block_of("model.layers.3.mlp.up_proj")
-    'model.layers.3'
-    """
-    parts = name.split(".")
-    return ".".join(parts[: next((i + 1 for i, part in enumerate(parts) if part.isdigit()), 0)])
-
-
 def _make_room(model: nn.Module, name: str) -> None:
     """A bias or an input clip that the subject has not."""
     try:
@@ -161,11 +169,16 @@ def _make_room(model: nn.Module, name: str) -> None:
             pass  # refused below, with the name
 
 
-def _owner(model: nn.Module, name: str, value: Tensor) -> tuple[nn.Module, nn.Parameter]:
+def _parameter(model: nn.Module, name: str) -> nn.Parameter:
     try:
-        owner, own = model.get_submodule(name.rpartition(".")[0]), model.get_parameter(name)
+        return model.get_parameter(name)
     except AttributeError:
         raise ValueError(f"the subject has no parameter {name}; these weights belong to another model") from None
+
+
+def _owner(model: nn.Module, name: str, value: Tensor) -> tuple[nn.Module, nn.Parameter]:
+    own = _parameter(model, name)
+    owner = model.get_submodule(name.rpartition(".")[0])
     if own.shape != value.shape:
         raise ValueError(f"{name} is {tuple(own.shape)} in the subject and {tuple(value.shape)} in the record")
     return owner, own

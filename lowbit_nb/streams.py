@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from lowbit_nb import spill
 from lowbit_nb.blocks import Block
 
 
@@ -14,7 +16,7 @@ from lowbit_nb.blocks import Block
 class Streams:
     """What flows into the next block: from the original model (`full`) and from the quantized blocks before it (`quant`).
 
-    A stream that a method does not ask for is None and costs nothing.
+    A stream that a method does not ask for is None and costs nothing; one that lies elsewhere (`spill`) stays there.
 
     Source: the two input streams of OmniQuant and of GPTAQ. Differs: no difference.
     """
@@ -48,7 +50,7 @@ class Streams:
         Differs: no difference.
         """
         full = X if "full" in wanted else None
-        quant = None if "quant" not in wanted else X.clone() if full is not None else X
+        quant = None if "quant" not in wanted else spill.copied(X) if full is not None else X
         return cls(full, quant)
 
     def advance(self, block: Block, weights: dict[str, Tensor]) -> None:
@@ -65,3 +67,26 @@ class Streams:
             self.ahead = None
         if self.quant is not None:
             block.run(self.quant, weights, out=self.quant)
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """Within this, streams that stayed behind lie whole on the GPU, for methods that draw minibatches from them.
+
+        Shapes:  as they are.
+        Units:   none.
+        Raises:  nothing.
+        Source:  this project.
+        Differs: no difference.
+        """
+        behind = self.full, self.quant
+        away = [X for X in behind if X is not None and spill.home(X) != X.device]
+        if not away:
+            yield
+            return
+        try:
+            self.full, self.quant = (X if X is None else spill.at_home(X) for X in behind)
+            yield
+        finally:
+            self.full, self.quant = behind
+            if self.ahead is not None:
+                self.ahead = spill.copied(self.ahead, spill.like(away[0]))

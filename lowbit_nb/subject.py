@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lowbit_nb.blocks import block_of, resident
+from lowbit_nb.blocks.shelf import CheckpointShelf, check_finite
 from lowbit_nb.experts import unfolded
 
 BUNDLED = Path(__file__).resolve().parent.parent / "data" / "subject"
@@ -39,8 +42,13 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
+        """Where the weights are; of a blockwise subject, where they come to."""
+        return next(p.device for p in self.model.parameters() if not p.is_meta)
+
+    @property
+    def blockwise(self) -> bool:
+        """Whether its blocks lie on disk and come to memory one by one."""
+        return any(p.is_meta for p in self.model.parameters())
 
     @property
     def n_parameters(self) -> int:
@@ -64,10 +72,18 @@ class Subject:
         """A sha256 over the configuration and every stored tensor: what decides what the model computes."""
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in NOT_THE_MODEL}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
+        for name, tensor in self.tensors():
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every stored tensor with its name, in alphabetical order; of a blockwise subject, one block in memory at a time."""
+        for block, names in groupby(sorted(self.model.state_dict()), block_of):
+            module = self.model.get_submodule(block)
+            with resident([module]):
+                tensors = module.state_dict(prefix=f"{block}." if block else "")
+                yield from ((name, tensors[name].detach()) for name in names)
 
     def __repr__(self) -> str:
         dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
@@ -75,10 +91,14 @@ class Subject:
 
 
 def load(name: str | Path | None = None, dtype: torch.dtype = torch.float32,
-         device: torch.device | str = "cpu") -> Subject:
+         device: torch.device | str = "cpu", blockwise: bool = False) -> Subject:
     """The bundled model, a checkpoint folder, or "org/name" from the cache or the hub.
 
     Everything that is done with a subject is done where it lies: device="cuda" puts a run on the GPU.
+
+    blockwise  leave the blocks on disk: each comes to memory, or to the GPU, only while it is worked with, so that the model
+               may be larger than either.  Quantizing and evaluating go block by block, other uses read all of it every time;
+               methods that ask the end loss, packing and exports need the model whole
 
     Shapes:  none.
     Units:   none.
@@ -88,11 +108,11 @@ def load(name: str | Path | None = None, dtype: torch.dtype = torch.float32,
     Differs: generation is greedy and silent until a caller asks for sampling; the cache comes before the hub.
     """
     where, source = _find(name)
-    model, tokenizer = _read(where, name or "the bundled model", dtype)
-    _check_finite(model, str(name or "the bundled model"))
+    model, tokenizer = _read(where, name or "the bundled model", dtype, torch.device(device) if blockwise else None)
     _quiet_generation(model, tokenizer)
     title = "bundled" if name is None else Path(name).name if source == "folder" else str(name)
-    return Subject(model.to(device).eval().requires_grad_(False), tokenizer, title, source)
+    model = model if blockwise else model.to(device)
+    return Subject(model.eval().requires_grad_(False), tokenizer, title, source)
 
 
 def _find(name: str | Path | None) -> tuple[str, str]:
@@ -147,19 +167,26 @@ def _snapshot(name: str) -> str:
             "use load() for the bundled model") from error
 
 
-def _read(folder: str, name: str | Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+def _read(folder: str, name: str | Path, dtype: torch.dtype, lent_to: torch.device | None) -> tuple[nn.Module, Any]:
+    """The model, whole on the CPU, or with blocks on disk that are lent to a device; and the tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters about a checkpoint is raised below
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, local_files_only=True)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            if lent_to is not None:
+                shelf = CheckpointShelf.open(folder, str(name), dtype, lent_to)
+            else:
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=dtype, output_loading_info=True, local_files_only=True)
     except Exception as error:
         raise ValueError(f"{name}: the files in {folder} cannot be read ({type(error).__name__}: "
                          f"{str(error).strip()[:300]}); copy or download them anew") from error
+    if lent_to is not None:
+        return shelf.lending(), tokenizer
     _check_complete(report, name)
+    check_finite(model.named_parameters(), str(name))
     return model, tokenizer
 
 
@@ -170,14 +197,6 @@ def _check_complete(report: Mapping[str, Any], name: str | Path) -> None:
     if missing:
         raise ValueError(f"{name}: {len(missing)} tensors are missing from the checkpoint or have another "
                          f"shape than its config.json says, the first {missing[0]}; copy or download it anew")
-
-
-def _check_finite(model: nn.Module, name: str) -> None:
-    for key, p in model.named_parameters():
-        bad = p.numel() - int(torch.isfinite(p).sum())
-        if bad:
-            raise ValueError(f"{name}: tensor {key} holds {bad} of {p.numel()} values that are not finite in "
-                             f"{p.dtype}; the file is damaged, or the type too narrow (try torch.float32)")
 
 
 def _quiet_generation(model: nn.Module, tokenizer: Any) -> None:

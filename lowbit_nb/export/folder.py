@@ -29,6 +29,8 @@ def check(quantized: Quantized, subject: Subject, layout: str, activations: bool
     Source:  this project.
     Differs: no difference.
     """
+    if subject.blockwise:
+        raise ValueError("an export writes the whole model: load the subject without blockwise=True")
     if mixed := experts(subject.model):
         raise ValueError(f"{next(iter(mixed))} is one expert of several; architectures name those on disk in ways of their "
                          f"own, and a reader of {layout} may pass over them without a word, so they stay in the kit ({STAY})")
