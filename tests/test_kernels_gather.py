@@ -111,6 +111,10 @@ def compare_vectors(device: str) -> None:
         x = tokens(M, w.shape[1])
         op = gather.operand({n: t.to(device) for n, t in w.pack().items()}, w.meta())
         agree(gather.product(x.to(device), op), x, w.dequantize(), name)
+        x = tokens(9, w.shape[1]).half()  # vectors are fetched once for all rows
+        y, again = (gather.product(x.to(device), op, torch.float32) for _ in range(2))
+        assert torch.equal(y, again), f"{name}: not the same twice"
+        agree(y, x, w.dequantize(), f"{name}, nine rows in half precision", 1e-3)
 
 
 def refuse() -> None:

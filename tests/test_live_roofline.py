@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from lowbit_nb import live
 from lowbit_nb.grid import Grid
-from lowbit_nb.live.roofline_model import KERNELS, MACHINES, OWN, PLAIN, TENSOR, WIDTHS, Machine, Roofline, charge
+from lowbit_nb.live.roofline_model import KERNELS, MACHINES, OWN, WIDTHS, Machine, Roofline, charge
 from lowbit_nb.onebit.channels import salient_count
 from lowbit_nb.onebit.mixed import MixedWeight
 from lowbit_nb.onebit.signweight import SignWeight
 from lowbit_nb.stored import AffineWeight
 
+ROOT = Path(__file__).parents[1]
 POINTS = [
     {"d_out": 4096, "d_in": 4096, "bits": bits, "batch": 1, "us": us, "name": name}
     for name, times in {"library": {16: 14.0}, "a kernel": {4: 5.4, 1: 4.9}, "another": {4: 8.0, 2: 8.3}}.items()
     for bits, us in times.items()
 ]
+PLAIN, TENSOR = KERNELS["plain unpacking"], KERNELS["tensor cores"]
 SLOTS = {8: 2.0, 4: 1.5, 3: 1.4, 2: 1.2, 1: 1.0}
 
 
@@ -137,6 +141,14 @@ def test_machines_and_kernels_of_ones_own():
     assert h200.model == Roofline(8192, 28672, 1, kernel="plain unpacking", kernels=h200.model.kernels)
     assert h200.model.issue == pytest.approx(Roofline(8192, 28672, 1, kernel="plain unpacking").issue)
     assert h200.model.rate == pytest.approx(33.45, rel=1e-3)
+
+
+def test_counts_are_those_of_the_recorded_bill():
+    rows = json.loads((ROOT / "data/benchmarks/kernel_bill.json").read_text())["rows"]
+    counted = {(r["kernel"].split()[0], r["bits"], r["slots"], r["half_rate"]) for r in rows}
+    shown = {(kernel.split()[0], bits, *slots) for kernel, counts in KERNELS.items() for bits, all_rows in counts.items()
+             for _, *slots in all_rows}
+    assert shown == counted and len(shown) == 30
 
 
 def test_counts_are_those_of_the_bill():

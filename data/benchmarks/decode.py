@@ -40,7 +40,7 @@ SHAPES = {
 }
 GRIDS = {8: Grid(8, group=128), 4: Grid(4, group=128), 3: Grid(3, group=128), 2: Grid(2, group=128),
          1: Grid(1, group=128, zero_inside=False)}  # one bit: two free levels a group
-KINDS = {"product": r"^_?product|^prepare|^_general|gemv|gemm|nvjet|splitK|cutlass|dot_kernel|reduce_1Block",
+KINDS = {"product": r"^_?product|^mixed|^prepare|^finish|^_gather|gemv|gemm|nvjet|splitK|cutlass|dot_kernel|reduce_1Block",
          "attention": r"attend|fmha|flash|sdpa", "norm": r"_add_norm", "gate": r"^_gate"}
 
 

@@ -4,14 +4,13 @@
     python data/benchmarks/packed.py --out data/benchmarks/packed_h200.json --tune        measure the cuts of work first
 
 Each row: median microseconds over replays of a captured graph that goes round 240 MB of weights or 64 copies; the bytes that a
-product reads of the weight; the relative error against float64 on a layer of 512 x 4096. Peers: PyTorch's own 4-bit kernel
-(tinygemm), bitsandbytes (NF4) and gemlite; a peer that is not there is named as absent.
+product reads of the weight; the relative error against float64 on a layer of 512 x 4096. Peers are those of `packed_peers`; one
+that is not there is named as absent.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import platform
 import re
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import packed_peers
 import torch
 import triton
 
@@ -118,63 +118,22 @@ def cublas(d_out: int, d_in: int, bits: int) -> tuple[Product, int, Callable[[],
     return lambda x: torch.nn.functional.linear(x, W), 2 * W.numel(), W.double
 
 
-def tinygemm(d_out: int, d_in: int, bits: int) -> tuple[Product, int, Callable[[], torch.Tensor]]:
-    """PyTorch's 4-bit kernel; in bfloat16."""
-    q = torch.randint(0, 16, (d_out, d_in), device="cuda", dtype=torch.int32)
-    packed = torch.ops.aten._convert_weight_to_int4pack(((q[:, ::2] << 4) | q[:, 1::2]).to(torch.uint8).contiguous(), 8)
-    s = (torch.rand(d_in // GROUP, d_out, device="cuda") / 64).bfloat16()
-    both = torch.stack([s, torch.zeros_like(s)], -1).contiguous()
-    return (lambda x: torch.ops.aten._weight_int4pack_mm(x.bfloat16() if x.dtype != torch.bfloat16 else x, packed, GROUP, both),
-            q.numel() // 2 + 2 * both.numel(),
-            lambda: (q.double() - 8) * s.t().double().repeat_interleave(GROUP, 1))
-
-
-def gemlite(d_out: int, d_in: int, bits: int) -> tuple[Product, int, Callable[[], torch.Tensor]]:
-    from gemlite import DType, GemLiteLinear
-
-    q = torch.randint(0, 2**bits, (d_out, d_in), device="cuda", dtype=torch.uint8)
-    s = steps(d_out, d_in)
-    z = torch.full_like(s, 2 ** (bits - 1))
-    layer = GemLiteLinear(bits, group_size=GROUP, in_features=d_in, out_features=d_out, input_dtype=DType.FP16,
-                          output_dtype=DType.FP16).pack(q, s.reshape(-1, 1), z.reshape(-1, 1), None)
-    return (lambda x: layer.forward_manual(x, matmul_type="GEMV_REVSPLITK" if len(x) <= 4 else "GEMM_SPLITK"),
-            q.numel() * bits // 8 + 4 * s.numel(),
-            lambda: (q.double() - 2 ** (bits - 1)) * s.double().repeat_interleave(GROUP, 1))
-
-
-def bitsandbytes(d_out: int, d_in: int, bits: int) -> tuple[Product, int, Callable[[], torch.Tensor]]:
-    """NF4 in blocks of 64."""
-    from bitsandbytes import functional
-
-    q, state = functional.quantize_4bit(numbers(d_out, d_in) / 64, blocksize=64, quant_type="nf4")
-    return (lambda x: functional.gemv_4bit(x, q.t(), state=state), q.numel() * q.element_size() + 4 * state.absmax.numel(),
-            lambda: functional.dequantize_4bit(q, state).double())
-
-
 def plain(q: torch.Tensor, bits: int, d_in: int, s: torch.Tensor) -> torch.Tensor:
     return (packing.unpack(q, bits, d_in).double() - 2 ** (bits - 1)) * s.double().repeat_interleave(d_in // s.shape[1], 1)
 
 
 def kernels(absent: dict[str, str]) -> Iterator[tuple[str, float, Callable, tuple[int, ...]]]:
     """Name, bits, maker, and batches."""
-    every = (1, 8, 16)
+    every = (1, 2, 4, 8, 16)
     yield "cuBLAS fp16", 16, cublas, every
     for bits in (4, 3, 2, 1, 8):
         yield "this kit", bits, affine, every
-    yield "this kit", MIXED_BITS, mixed, (1, 8)
-    yield "tinygemm", 4, tinygemm, every
-    for name, widths, make in (("bitsandbytes", (4,), bitsandbytes), ("gemlite", (4, 2, 1), gemlite)):
-        try:
-            importlib.import_module(name)
-        except Exception as error:
-            absent[name] = f"{type(error).__name__}: {str(error)[:200]}"
-            continue
-        yield from ((name, bits, make, (1,)) for bits in widths)
-    absent |= {name: "this script has no row for it" for name in ("tilus", "aqlm", "Marlin")}
+    yield "this kit", MIXED_BITS, mixed, every
+    yield from packed_peers.kernels(absent)
     for bits in (4, 2):
         yield "this kit, any shape", bits, any_shape, (1,)
     for name, (v, bits, more) in BOOKS.items():
-        yield f"this kit, codebooks {name}", (bits + more) / v, lambda o, i, b, name=name: book(o, i, name), (1, 8)
+        yield f"this kit, codebooks {name}", (bits + more) / v, lambda o, i, b, name=name: book(o, i, name), (1, 8, 16)
 
 
 def error_of(make: Callable, bits: float) -> float:

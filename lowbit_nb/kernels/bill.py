@@ -83,12 +83,12 @@ def bill(bits: int, d_out: int, d_in: int, batch: int = 1, group: int = 128, arc
     if tool() is None:
         raise ValueError("Triton has no cuobjdump beside it; install Triton for Linux")
     plan = tiles.plan(bits, d_out, d_in, batch)
-    plan = plan if plan.lane == "tensorcore" else tiles.candidates(bits, d_out, d_in)[0]
+    plan = plan if plan.lane == "tensorcore" else tiles.candidates(bits, d_out, d_in, 1)[0]
     wide = tensorcore.WIDTHS[bits]
     n_tiles, grid, n_slices = d_out // plan.rows, min(plan.shares, d_out // plan.rows), -(-d_in // wide)
-    constants = {"BITS": bits, "SEG": min(group, wide), "HALF": True, "ZERO": False, "SLICES": n_slices, "M": batch,
-                 "BN": plan.rows, "TILES": n_tiles, "RB": -(-n_tiles // grid), "GRID": grid, "NS": plan.stages, "ASM": True,
-                 "PDL": True}
+    constants = {"BITS": bits, "SEG": min(group, wide), "HALF": True, "ZERO": False, "SLICES": n_slices, "PARTS": plan.parts,
+                 "M": batch, "C": 2, "R": max(4, triton.next_power_of_2(batch)), "BN": plan.rows, "TILES": n_tiles,
+                 "RB": -(-n_tiles // grid), "GRID": grid, "NS": plan.stages, "APART": plan.apart, "ASM": True, "PDL": True}
     names = shares.product.arg_names
     scale = {1: "*fp16", 2: "*i32"}.get(wide // min(group, wide), "*i64")
     types = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in names} | {"s": scale, "z": scale}
@@ -96,7 +96,7 @@ def bill(bits: int, d_out: int, d_in: int, batch: int = 1, group: int = 128, arc
     made = triton.compile(ASTSource(shares.product, types, constexprs=constants, attrs=aligned),
                           target=GPUTarget("cuda", arch, 32),
                           options={"num_warps": plan.warps, "num_stages": plan.stages, "maxnreg": plan.registers})
-    return _read(made.asm["cubin"], plan.rows * wide / (32 * plan.warps), made.metadata.shared)
+    return _read(made.asm["cubin"], plan.rows * wide / plan.parts / (32 * plan.warps), made.metadata.shared)
 
 
 def _read(cubin: bytes, weights: float, shared: int) -> Bill:

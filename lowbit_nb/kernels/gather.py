@@ -16,11 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowbit_nb.kernels.general import codes, plane
+from lowbit_nb.kernels import together
+from lowbit_nb.kernels.together import anywhere, indices
 
 LANES = 256  # columns a program takes at once, at most 256: the narrowest slice
 SUMS = 8  # running vectors of a lane: rows of pieces that share what is read of x, times rows of x that share a vector
 TOKENS = 8  # rows of x that share a vector, at most
+MANY = 4  # rows of x in half precision from which on tensor cores are the faster way
 
 
 class Stage(NamedTuple):
@@ -93,8 +95,12 @@ def product(x: Tensor, operand: Operand, dtype: torch.dtype | None = None) -> Te
     if x.shape[1] != operand.d_in:
         raise ValueError(f"x has {x.shape[1]} columns; the weight has {operand.d_in}")
     x, y = x.contiguous(), None
+    many = MANY <= len(x) <= together.MOST and x.dtype != torch.float32
     for i, part in enumerate(operand.parts):
         last = i == len(operand.parts) - 1
+        if i == 0 and many and (step := _fast_step(*part[:2])):
+            y = together.product(x, operand, part, step, (dtype or x.dtype) if last else torch.float32)
+            continue
         y = _launch(x, operand, part, y, (dtype or x.dtype) if last else torch.float32)
     return y
 
@@ -108,7 +114,7 @@ def _launch(x: Tensor, o: Operand, part: tuple, base: Tensor | None, dtype: torc
     at_once = min(2, max(1, SUMS // tokens))
     res = second or main
     w = [main.planes[0], main.planes[-1], res.planes[0], res.planes[-1]]
-    step = max(_step(main.bits), _step(second.bits) if second else 0) if _fast(main) and (not second or _fast(second)) else 0
+    step = _fast_step(main, second)
     _gather[(triton.cdiv(rows, at_once), triton.cdiv(M, tokens))](
         x, o.scale, o.bias, columns, offset, *w, main.C, res.C, base, y, M, o.d_out, o.d_in, rows, n, *(t.stride(0) for t in w),
         BITS=main.bits, RES=second.bits if second else 0, V=main.v, PADDED=main.C.shape[-1], STEP=step, LANES=LANES,
@@ -143,6 +149,12 @@ def _fast(stage: Stage) -> bool:
     return stage.bits in (4, 8, 12, 16)
 
 
+def _fast_step(main: Stage, second: Stage | None) -> int:
+    """Columns of a slice that the unrolled loops take, or 0."""
+    stages = [stage for stage in (main, second) if stage is not None]
+    return max(_step(stage.bits) for stage in stages) if all(map(_fast, stages)) else 0
+
+
 def _step(bits: int) -> int:
     """Columns of a whole slice of the narrowest plane."""
     return 512 if bits % 8 else 256
@@ -167,10 +179,10 @@ def _gather(X, SCALE, BIAS, COLUMNS, OFFSET, I0, I1, R0, R1, C, C_RES, BASE, Y, 
                 read, main, second = (), (), ()
                 for r in tl.static_range(ROWS):
                     line = tl.minimum(first_row + r, rows - 1).to(tl.int64)
-                    index, now = _indices(I0 + line * i0, I1 + line * i1, first, n, there, j, words, 16 * r, BITS, STEP)
+                    index, now = indices(I0 + line * i0, I1 + line * i1, first, n, there, j, words, 16 * r, BITS, STEP)
                     main, read = main + (index,), read + now
                     if RES > 0:
-                        index, now = _indices(R0 + line * r0, R1 + line * r1, first, n, there, j, words, 16 * r + 8, RES, STEP)
+                        index, now = indices(R0 + line * r0, R1 + line * r1, first, n, there, j, words, 16 * r + 8, RES, STEP)
                     second, read = second + (index,), read + now
                 words = read
                 column = first + (lane // 64) * STEP + j * 64 + lane % 64
@@ -180,10 +192,10 @@ def _gather(X, SCALE, BIAS, COLUMNS, OFFSET, I0, I1, R0, R1, C, C_RES, BASE, Y, 
         main, second = (), ()
         for r in tl.static_range(ROWS):
             line = tl.minimum(first_row + r, rows - 1).to(tl.int64)
-            index = _anywhere(I0 + line * i0, I1 + line * i1, first, n, lane, BITS)
+            index = anywhere(I0 + line * i0, I1 + line * i1, first, n, lane, BITS)
             main = main + (index,)
             if RES > 0:
-                index = _anywhere(R0 + line * r0, R1 + line * r1, first, n, lane, RES)
+                index = anywhere(R0 + line * r0, R1 + line * r1, first, n, lane, RES)
             second = second + (index,)
         acc, bias = _add(acc, bias, X, SCALE, BIAS, COLUMNS, OFFSET, C, C_RES, main, second, first + lane, n, first_token, M,
                          d_in, n, i, RES, ROWS, TOKENS)
@@ -196,26 +208,6 @@ def _gather(X, SCALE, BIAS, COLUMNS, OFFSET, I0, I1, R0, R1, C, C_RES, BASE, Y, 
             if BASE is not None:
                 y += tl.load(BASE + at, mask=there, other=0.0)
             tl.store(Y + at, y.to(Y.dtype.element_ty), mask=there)
-
-
-@triton.jit
-def _indices(I0, I1, first, n, lane, j: tl.constexpr, words, at: tl.constexpr, BITS: tl.constexpr, STEP: tl.constexpr):
-    """Plane j of indices of up to 16 bits, and the eight words they were taken from."""
-    index, low = plane(I0, first, n, lane, j, words, at, min(BITS, 8), STEP)
-    if BITS > 8:
-        high, rest = plane(I1, first, n, lane, j, words, at + 4, BITS - 8, STEP)
-        index |= high << 8
-        return index, low + rest
-    else:
-        return index, low + low
-
-
-@triton.jit
-def _anywhere(I0, I1, first, n, lane, BITS: tl.constexpr):
-    index = codes(I0, first, n, lane, min(BITS, 8))
-    if BITS > 8:
-        index |= codes(I1, first, n, lane, BITS - 8) << 8
-    return index
 
 
 @triton.jit

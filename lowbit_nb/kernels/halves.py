@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowbit_nb.kernels import shares, slices, tiles
+from lowbit_nb.kernels import launching, shares, slices, tiles
 
 BITS = (1, 2, 4, 8)
 X_TOP, S_TOP = 8.0, 16.0  # sizes that inputs and scales are brought to, by powers of two, so that no half overflows
@@ -144,13 +144,11 @@ def product(x: Tensor, weight: Operand, asm: bool = True, plan: tiles.Plan | Non
     Source:  this project.
     Differs: asm=False takes a twin in float32; plan cuts the work in another way than `tiles` would.
     """
-    from lowbit_nb.kernels import tensorcore  # its scratch serves here too
-
     if x.ndim != 2 or len(x) != 1 or x.shape[1] != weight.shape[1] or x.stride(1) != 1:
         raise ValueError(f"x is {list(x.shape)}; give one row of {weight.shape[1]} numbers, side by side in memory")
     y, rows = x.new_empty(1, weight.shape[0]), len(weight.words)
     plan = plan or tiles.plan(weight.bits, *weight.shape, 1)
-    cut = tensorcore.cut(x, y, plan, weight.n_slices, rows, asm)
+    cut = launching.cut(x, y, plan, weight.n_slices, rows, asm)
     scales = weight.s.shape[1]
     _product[(cut["GRID"], weight.n_slices)](
         x, y, weight.words, weight.s, weight.s if weight.sz is None else weight.sz, weight.words.stride(0), *cut["ROOM"],

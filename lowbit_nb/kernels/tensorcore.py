@@ -2,27 +2,24 @@
 
     y[m, o] = sum over scales g of s[o, g] (q_g . x_g - z[o, g] sum of x_g)
 
-Codes become bytes in registers (`unpacking`), numbers of x three bytes each (`digits`); their products and sums within a scale
-are exact integers, whatever the order.  A small kernel makes the bytes.  In the large one a program keeps one slice of columns
-and walks down a share of the rows, its words arriving ahead of it; it asks for the first of them before it waits for the
-bytes.  The last program of a share to finish adds up what all slices gave, in order.  One or two rows of x lie side by side
-in the tensor core's eight columns with all their bytes; up to eight rows take a pass for each byte.
-
-Scratch belongs to the device: products may follow each other on a stream, not run on two streams at once.  Call a product once
-before capturing it in a graph, so that its scratch is there.
+Codes become bytes in registers (`unpacking`), numbers of x two or three bytes each (`digits`); their products and sums within a
+scale are exact integers, whatever the order.  A small kernel makes the bytes.  In the large one a program keeps one slice of
+columns and walks down a share of the rows, its words arriving ahead of it; it asks for the first of them before it waits for
+the bytes.  All bytes of all rows of x lie side by side in the tensor core's columns, so that a weight is unpacked once.  What
+the slices gave is added up in order, by the last program of a share or in a launch of its own (`launching`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from math import gcd
+from math import gcd, prod
 
 import torch
 import triton
 from torch import Tensor
 
 from lowbit_nb.kernels import shares, slices, tiles
+from lowbit_nb.kernels.launching import beside, cut, finish, room
 
 WIDTHS = {bits: columns for bits, columns in tiles.WIDTHS.items() if bits}  # bits -> columns of a slice
 ROWS = 16  # most rows of x in a call
@@ -115,14 +112,15 @@ def product(x: Tensor, weight: Operand, asm: bool = True, plan: tiles.Plan | Non
     Differs: asm=False takes the unpacking's twin; plan cuts the work in another way than `tiles` would.
     """
     _check(x, weight.shape[1])
-    if len(x) > 8:
-        return torch.cat([product(x[:8], weight, asm, plan), product(x[8:], weight, asm, plan)])
     y = x.new_empty(len(x), weight.shape[0])
-    dealt = cut(x, y, plan or tiles.plan(weight.bits, *weight.shape, len(x)), weight.n_slices, len(weight.words), asm)
-    made = _prepare(x, x, weight, weight, x, x, dealt["PDL"])
-    shares.product[(dealt["GRID"], weight.n_slices)](y, *_pointers(weight, made[0]), *dealt.pop("ROOM"), **_sizes(weight, ""),
-                                                   **dealt)
-    return y
+    plan = plan or tiles.plan(weight.bits, *weight.shape, len(x))
+    parts = plan.parts if 2 * weight.seg <= WIDTHS[weight.bits] else 1  # one scale cannot be halved
+    n_slots = weight.n_slices * parts
+    dealt = cut(x, y, plan, n_slots, len(weight.words), asm)
+    made, scratch = _prepare(x, x, weight, weight, x, x, dealt["PDL"]), dealt.pop("ROOM")
+    shares.product[(dealt["GRID"], n_slots)](y, *_pointers(weight, made[0]), *scratch, **_sizes(weight, ""), PARTS=parts,
+                                           **dealt)
+    return finish(y, scratch, n_slots, dealt)
 
 
 @dataclass(frozen=True)
@@ -137,6 +135,11 @@ class MixedOperand:
     high_columns: Tensor
     low_columns: Tensor
     factors: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a product reads of the weight."""
+        return self.high.nbytes + self.low.nbytes
 
 
 def mixed_operand(salient: Tensor, high: Operand, low: Operand, factors: Tensor | None = None) -> MixedOperand:
@@ -168,15 +171,14 @@ def mixed_product(x: Tensor, weight: MixedOperand, asm: bool = True, plan: tiles
     """
     high, low = weight.high, weight.low
     _check(x, high.shape[1] + low.shape[1])
-    if len(x) > 8:
-        return torch.cat([mixed_product(x[:8], weight, asm, plan), mixed_product(x[8:], weight, asm, plan)])
     y = x.new_empty(len(x), high.shape[0])
     n_slices = high.n_slices + low.n_slices
-    dealt = cut(x, y, plan or tiles.plan(0, high.shape[0], x.shape[1], len(x)), n_slices, len(high.words), asm)
+    dealt = cut(x, y, plan or tiles.plan(0, high.shape[0], x.shape[1], len(x), n_slices), n_slices, len(high.words), asm)
     made = _prepare(x, weight.high_columns, high, low, weight.low_columns, weight.factors, dealt["PDL"])
-    shares.mixed[(dealt["GRID"], n_slices)](y, *_pointers(high, made[0]), *_pointers(low, made[1]), *dealt.pop("ROOM"),
+    scratch = dealt.pop("ROOM")
+    shares.mixed[(dealt["GRID"], n_slices)](y, *_pointers(high, made[0]), *_pointers(low, made[1]), *scratch,
                                           **_sizes(high, ""), **_sizes(low, "2"), **dealt)
-    return y
+    return finish(y, scratch, n_slices, dealt)
 
 
 def _check(x: Tensor, d_in: int) -> None:
@@ -184,24 +186,11 @@ def _check(x: Tensor, d_in: int) -> None:
         raise ValueError(f"x is {list(x.shape)}; give 1 to {ROWS} rows of {d_in} numbers, side by side in memory")
 
 
-@cache
-def _room(device: torch.device, name: str, count: int, dtype: torch.dtype) -> Tensor:
-    """Scratch that all products of a device use, one after the other; never given back, since a captured graph may know it."""
-    return torch.zeros(count, dtype=dtype, device=device)
-
-
-@cache
-def _early(device: torch.device) -> bool:
-    """Whether a kernel may start while the one before it ends (programmatic dependent launch)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
 def _bytes(x: Tensor, w: Operand, name: str) -> tuple[Tensor, Tensor, Tensor]:
     """Room for the bytes of x that a weight meets, their sums and their steps."""
-    passes, wide = 1 if len(x) <= 2 else 3, WIDTHS[w.bits]
-    count = triton.next_power_of_2(w.n_slices * wide * 8 * passes)
-    return (_room(x.device, f"bytes {name}", count, torch.int8), _room(x.device, f"sums {name}", count // 64, torch.float32),
-            _room(x.device, f"steps {name}", count // 256, torch.float32))
+    count = triton.next_power_of_2(w.n_slices * WIDTHS[w.bits] * prod(beside(x).values()))
+    return (room(x.device, f"bytes {name}", count, torch.int8), room(x.device, f"sums {name}", count // 64, torch.float32),
+            room(x.device, f"steps {name}", count // 256, torch.float32))
 
 
 def _prepare(x: Tensor, columns: Tensor, first: Operand, second: Operand, columns2: Tensor, factors: Tensor,
@@ -212,7 +201,7 @@ def _prepare(x: Tensor, columns: Tensor, first: Operand, second: Operand, column
     second_made, n_slices = made[1] or made[0], first.n_slices + (second.n_slices if both else 0)
     shares.prepare[(n_slices, len(x))](
         x, columns, columns2, factors, *made[0], first.shape[1], *second_made, second.shape[1], x.stride(0),
-        FIRST=first.n_slices, BITS=first.bits, SEG=first.seg, BITS2=second.bits, SEG2=second.seg, M=len(x), MIXED=both,
+        FIRST=first.n_slices, BITS=first.bits, SEG=first.seg, BITS2=second.bits, SEG2=second.seg, **beside(x), MIXED=both,
         PDL=early, num_warps=4, **({"launch_pdl": True} if early else {}))
     return made
 
@@ -224,22 +213,3 @@ def _pointers(w: Operand, made: tuple) -> tuple:
 def _sizes(w: Operand, which: str) -> dict:
     sizes = {"BITS": w.bits, "SEG": w.seg, "HALF": w.s.dtype != torch.float32, "ZERO": w.z is not None, "SLICES": w.n_slices}
     return {name + which: value for name, value in sizes.items()}
-
-
-def cut(x: Tensor, y: Tensor, plan: tiles.Plan, n_slices: int, rows: int, asm: bool) -> dict:
-    """What a plan means for a launch: room for partial sums and tickets, and the kernel's constants.
-
-    Shapes:  x [M, d_in]; y [M, d_out]; rows of the padded weight.
-    Units:   none.
-    Raises:  nothing.
-    Source:  this project.
-    Differs: no difference.
-    """
-    n_tiles = rows // plan.rows
-    grid = max(1, min(n_tiles, plan.shares))
-    partial = _room(x.device, "partial", triton.next_power_of_2(n_slices * rows * len(x)), torch.float32)
-    tickets = _room(x.device, "tickets", max(1024, triton.next_power_of_2(grid)), torch.int32)
-    made = {"ROOM": (partial, tickets, rows, y.shape[1]), "M": len(x), "BN": plan.rows, "TILES": n_tiles, "GRID": grid,
-           "RB": -(-n_tiles // grid), "NS": plan.stages, "ASM": asm, "PDL": _early(x.device), "num_warps": plan.warps,
-           "maxnreg": plan.registers}
-    return made | ({"launch_pdl": True} if made["PDL"] else {})

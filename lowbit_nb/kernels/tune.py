@@ -21,7 +21,6 @@ from torch import Tensor
 from lowbit_nb import packing
 from lowbit_nb.kernels import halves, slices, tensorcore, tiles
 
-FEW = 3  # cuts that are tried for many rows of x
 ROTATE = 240 << 20  # bytes of weights to go round, four times the second-level cache of an H200
 
 
@@ -71,8 +70,8 @@ def random_operand(bits: int, d_out: int, d_in: int, group: int, seed: int, devi
     return tensorcore.Operand(words, tensorcore.together(s, True), None, bits, (d_out, d_in), min(group, wide))
 
 
-def tune(bits: tuple[int, ...] = (1, 2, 3, 4, 8), shapes: tuple[tuple[int, int], ...] = tiles.SHAPES, group: int = 128,
-         batches: tuple[int, ...] = (1, 8), path: Path = tiles.TABLE, workers: int = 1) -> dict:
+def tune(bits: tuple[int, ...] = (0, 1, 2, 3, 4, 8), shapes: tuple[tuple[int, int], ...] = tiles.SHAPES, group: int = 128,
+         batches: tuple[int, ...] = tiles.BATCHES, path: Path = tiles.TABLE, workers: int = 1) -> dict:
     """Measure every candidate on random weights and write the best of each shape into the table.
 
     Shapes:  shapes are (d_out, d_in); returns {(bits, d_out, d_in, batch): (microseconds, plan)}; workers: processes that
@@ -82,12 +81,22 @@ def tune(bits: tuple[int, ...] = (1, 2, 3, 4, 8), shapes: tuple[tuple[int, int],
     Source:  this project.
     Differs: rows of the table for other shapes are kept.
     """
-    jobs = [(width, *shape, group, batch, cut) for width in bits for shape in shapes for batch in batches
-            for cut in _candidates(width, *shape, group, batch)]
-    if workers > 1:
-        with get_context("spawn").Pool(workers) as pool:
-            works = dict(zip(jobs, pool.map(_compiles, jobs, chunksize=1), strict=True))
-        jobs = [job for job in jobs if works[job]]
+    best: dict[tuple[int, int, int, int], tuple[float, tiles.Plan]] = {}
+    with get_context("spawn").Pool(workers) as pool:
+        for width in bits:  # the table is written after each width: what was measured is kept
+            jobs = [(width, *shape, group, batch, cut) for shape in shapes for batch in batches
+                    for cut in _candidates(width, *shape, group, batch)]
+            works = zip(jobs, pool.map(_compiles, jobs, chunksize=1), strict=True)
+            best |= _fastest([job for job, does in works if does], group)
+            known = tiles.table() | {key: cut for key, (_, cut) in best.items()}
+            lines = ",\n".join(json.dumps({"for": key, "plan": astuple(cut)}) for key, cut in sorted(known.items()))
+            path.write_text(f"[\n{lines}\n]\n")
+    tiles.table.cache_clear()
+    return best
+
+
+def _fastest(jobs: list[tuple], group: int) -> dict[tuple[int, int, int, int], tuple[float, tiles.Plan]]:
+    """The cut that takes the least time for each shape and batch, and that time."""
     best: dict[tuple[int, int, int, int], tuple[float, tiles.Plan]] = {}
     for (width, d_out, d_in, lane), same in groupby(sorted(jobs, key=_together), key=_together):
         weights = _weights(width, d_out, d_in, group, lane)
@@ -96,10 +105,6 @@ def tune(bits: tuple[int, ...] = (1, 2, 3, 4, 8), shapes: tuple[tuple[int, int],
             us = replay_us([partial(_product, x, w, cut) for w in weights])
             key = width, d_out, d_in, batch
             best[key] = min(best.get(key, (us, cut)), (us, cut), key=lambda pair: pair[0])
-    known = tiles.table() | {key: cut for key, (_, cut) in best.items()}
-    lines = ",\n".join(json.dumps({"for": key, "plan": astuple(cut)}) for key, cut in sorted(known.items()))
-    path.write_text(f"[\n{lines}\n]\n")
-    tiles.table.cache_clear()
     return best
 
 
@@ -108,13 +113,15 @@ def _together(job: tuple) -> tuple:
 
 
 def _candidates(bits: int, d_out: int, d_in: int, group: int, batch: int) -> list[tiles.Plan]:
-    if batch > 1:
-        return tiles.candidates(bits, d_out, d_in)[:FEW]
-    more = tiles.candidates(bits, d_out, d_in, "halves") if halves.fits(d_out, d_in, bits, group) else []
-    return tiles.candidates(bits, d_out, d_in) + more
+    both = -(-(d_in // 5) // tiles.WIDTHS[4]) - -(d_in - d_in // 5) // tiles.WIDTHS[1]  # slices of a mixed weight's two parts
+    more = batch == 1 and bits and halves.fits(d_out, d_in, bits, group)
+    return (tiles.candidates(bits, d_out, d_in, batch, None if bits else both)
+            + (tiles.candidates(bits, d_out, d_in, "halves") if more else []))
 
 
 def _product(x: Tensor, weight: object, cut: tiles.Plan) -> Tensor:
+    if isinstance(weight, tensorcore.MixedOperand):
+        return tensorcore.mixed_product(x, weight, plan=cut)
     return (halves if cut.lane == "halves" else tensorcore).product(x, weight, plan=cut)
 
 
@@ -125,7 +132,13 @@ def _weights(bits: int, d_out: int, d_in: int, group: int, lane: str, n: int | N
     return made + [_weight(bits, d_out, d_in, group, lane, seed) for seed in range(1, n)]
 
 
-def _weight(bits: int, d_out: int, d_in: int, group: int, lane: str, seed: int) -> tensorcore.Operand | halves.Operand:
+def _weight(bits: int, d_out: int, d_in: int, group: int, lane: str,
+            seed: int) -> tensorcore.Operand | tensorcore.MixedOperand | halves.Operand:
+    if not bits:  # a fifth of the channels in four bits, the others in one
+        salient = torch.zeros(d_in, dtype=torch.bool, device="cuda")
+        salient[torch.randperm(d_in, device="cuda")[: d_in // 5]] = True
+        high, low = (random_operand(b, d_out, n, n, seed) for b, n in ((4, d_in // 5), (1, d_in - d_in // 5)))
+        return tensorcore.mixed_operand(salient, high, low)
     made = random_operand(bits, d_out, d_in, group, seed)
     if lane == "tensorcore":
         return made
@@ -158,7 +171,7 @@ def main() -> None:
     """
     p = argparse.ArgumentParser(description="Measure how products are cut, and write the table.")
     p.add_argument("--shapes", default=",".join(f"{o}x{i}" for o, i in tiles.SHAPES))
-    p.add_argument("--bits", default="1,2,3,4,8")
+    p.add_argument("--bits", default="0,1,2,3,4,8", help="0: a mixed weight")
     p.add_argument("--out", type=Path, default=tiles.TABLE)
     p.add_argument("--workers", type=int, default=4, help="processes that compile")
     a = p.parse_args()

@@ -4,17 +4,19 @@
     issue   weights * slots a weight / slots a second       a warp's instruction takes one slot for each of 32 threads
     time    launch + the larger of the two          what a kernel would take that waits for nothing else
 
-Slots were counted in machine code (`kernels.bill`: sm_90, Triton 3.6, 8192 x 28672, groups of 128, no zero points; the plain
-kernel by the same count of its inner loop, the 16-bit one for a tiled product in Triton).  The integer unit takes half as many
+Slots were counted in machine code for sm_90 (8192 x 28672, groups of 128, no zero points): `slots.json` is written by
+data/benchmarks/kernel_bill.py; those of 16 bits are of a tiled product in Triton 3.6.  The integer unit takes half as many
 instructions a second, so a weight is charged the larger of all slots and twice the integer ones.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 from lowbit_nb import packing
 from lowbit_nb.onebit.channels import salient_count
@@ -24,17 +26,9 @@ WIDTHS = (8, 4, 3, 2, 1)  # what the line of a kernel goes through; 1.61 is a mi
 FULL, MIXED, SHARE = 16, 1.61, 0.2
 Counts = Mapping[int, tuple[tuple[int, float, float], ...]]  # bits -> (rows of x served by one pass, slots, integer slots)
 
-PLAIN: Counts = {
-    8: ((1, 8.88, 1.19), (2, 10.75, 1.25), (4, 14.38, 1.50)), 4: ((1, 9.28, 2.50), (2, 11.41, 3.03), (4, 15.06, 2.97)),
-    3: ((1, 10.56, 4.00), (2, 12.62, 4.33), (4, 15.24, 4.30)), 2: ((1, 9.00, 2.38), (2, 10.98, 2.47), (4, 13.48, 2.42)),
-    1: ((1, 8.66, 2.21), (2, 10.26, 2.22), (4, 13.42, 2.30)),
-}
-TENSOR: Counts = {
-    8: ((2, 1.86, 1.11), (8, 2.30, 1.09)), 4: ((2, 1.42, 0.86), (8, 1.78, 0.91)), 3: ((2, 1.54, 0.93), (8, 1.95, 1.00)),
-    2: ((2, 1.01, 0.59), (8, 1.42, 0.65)), 1: ((2, 0.84, 0.46), (8, 1.25, 0.52)),
-}
 HALF = ((8, 1.08, 0.12), (64, 1.45, 0.08))
-KERNELS: dict[str, Counts] = {"plain unpacking": PLAIN, "tensor cores": TENSOR}
+KERNELS: dict[str, Counts] = {kernel: {int(bits): tuple(map(tuple, rows)) for bits, rows in counts.items()} for kernel, counts
+                              in json.loads(Path(__file__).with_name("slots.json").read_text()).items()}
 OWN = "own count"
 
 
