@@ -11,10 +11,11 @@
 import importlib
 from types import ModuleType
 
-from lowbit_nb import blocks, check, evaluate, export, feedback, grid, hessian, methods, packed, packing, stored, text
+from lowbit_nb import blocks, check, compose, evaluate, export, feedback, grid, hessian, methods, packed, packing, stored, text
 from lowbit_nb.activations import Activations
 from lowbit_nb.checkpoint import load_quantized, save_quantized
 from lowbit_nb.codebooks.codebook import Codebook
+from lowbit_nb.compose import Recipe
 from lowbit_nb.grid import Grid
 from lowbit_nb.methods import (
     ARBLLM,
@@ -27,6 +28,7 @@ from lowbit_nb.methods import (
     RTN,
     VPTQ,
     BiLLM,
+    Joint,
     LRQuant,
     OmniQuant,
     SmoothQuant,
@@ -41,9 +43,9 @@ from lowbit_nb.subject import Subject, load
 
 __version__ = "0.1.0"
 __all__ = [
-    "ARBLLM", "AWQ", "Activations", "BiLLM", "CBQ", "Codebook", "GPTQ", "Grid", "LRQuant", "OAC", "OmniQuant", "PBLLM",
-    "PTQ161", "Quantized", "RTN", "SmoothQuant", "SpQR", "Subject", "TesseraQ", "VPTQ", "blocks", "check", "evaluate",
-    "export", "feedback", "grid", "hessian", "live", "load", "load_quantized", "methods", "pack_model", "packed",
+    "ARBLLM", "AWQ", "Activations", "BiLLM", "CBQ", "Codebook", "GPTQ", "Grid", "Joint", "LRQuant", "OAC", "OmniQuant", "PBLLM",
+    "PTQ161", "Quantized", "RTN", "Recipe", "SmoothQuant", "SpQR", "Subject", "TesseraQ", "VPTQ", "blocks", "check", "compose",
+    "evaluate", "export", "feedback", "grid", "hessian", "live", "load", "load_quantized", "methods", "pack_model", "packed",
     "packing", "quantize", "save_quantized", "setup", "show", "stored", "text",
 ]
 

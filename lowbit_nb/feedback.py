@@ -57,12 +57,14 @@ class FeedbackResult:
     W_hat: Tensor  # [d_out, d_in], original column order
     loss: float  # tr((W - W_hat) H (W - W_hat).T)
     column_loss: Tensor  # [d_in], in visiting order; sums to loss
+    T: Tensor | None = None  # [d_out, d_in], original column order: what each column was when it was rounded, if asked for
 
 
-def feedback(W: Tensor, H: Tensor, rounder: Rounder, perm: Tensor | None = None, block: int = 128) -> FeedbackResult:
+def feedback(W: Tensor, H: Tensor, rounder: Rounder, perm: Tensor | None = None, block: int = 128,
+             aims: bool = False) -> FeedbackResult:
     """Round W column by column with error feedback under the metric H.
 
-    Shapes:  W [d_out, d_in]; H [d_in, d_in] conditioned; perm [d_in] visiting order or None.
+    Shapes:  W [d_out, d_in]; H [d_in, d_in] conditioned; perm [d_in] visiting order or None; aims: keep T.
     Units:   loss in units of W**2 * H, summed over rows.
     Raises:  ValueError if H is not positive definite, or W is not finite or does not fit H.
     Source:  GPTQ, Sec. 3.3, Alg. 1; the left-looking form is LDLQ (QuIP, Sec. 3.1).
@@ -74,6 +76,7 @@ def feedback(W: Tensor, H: Tensor, rounder: Rounder, perm: Tensor | None = None,
     Wt = W.T[perm].to(V.dtype).contiguous()  # [d_in, d_out]: a column of W is contiguous
     Wt_hat, Et = torch.empty_like(Wt), torch.zeros_like(Wt)  # rounded, and original minus rounded, so far
     column_loss = torch.empty_like(D)
+    Tt = torch.empty_like(Wt) if aims else None
     rounder.prepare(Wt, D)
     together = getattr(rounder, "stretch", None) if kernels.ready(Wt) else None
     for a in range(0, len(Wt), block):
@@ -92,8 +95,10 @@ def feedback(W: Tensor, H: Tensor, rounder: Rounder, perm: Tensor | None = None,
                 torch.sub(Wt[j], Wt_hat[j], out=Et[j])
                 T[j - a + 1 :].addr_(V[j, j + 1 : b], Et[j])
         column_loss[a:b] = (T - Wt_hat[a:b]).square().sum(1) * D[a:b]
-    W_hat = torch.empty_like(W).index_copy_(1, perm, Wt_hat.T.to(W.dtype))
-    return FeedbackResult(W_hat, float(column_loss.sum()), column_loss)
+        if aims:
+            Tt[a:b] = T
+    W_hat, aimed = (None if t is None else torch.empty_like(W).index_copy_(1, perm, t.T.to(W.dtype)) for t in (Wt_hat, Tt))
+    return FeedbackResult(W_hat, float(column_loss.sum()), column_loss, aimed)
 
 
 def _stretches(a: int, b: int, span: int) -> list[tuple[int, int]]:

@@ -42,3 +42,15 @@ def nlc(y: Tensor, target: Tensor) -> Tensor:
     True
     """
     return -F.cosine_similarity(y.float(), target.float(), dim=-1).mean().abs().log()
+
+
+def size_and_angle(y: Tensor, target: Tensor) -> Tensor:
+    """Squared error, a mean over all numbers, plus the negative logarithm of the mean cosine: both weigh 1.
+
+    Shapes:  y, target [batch, length, d_model]; returns a scalar.
+    Units:   see `mse` and `nlc`.
+    Raises:  nothing.
+    Source:  LRQuant, Eq. 8-9.
+    Differs: no difference.
+    """
+    return mse(y, target) / y.shape[-1] + nlc(y, target)

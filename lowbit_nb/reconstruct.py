@@ -171,7 +171,7 @@ def _picks(n: int, steps: int, batch: int, generator: torch.Generator, device: t
 def _soft_loss(block: Block, learn: dict[str, Learnable], edits: Transform, X: Tensor, Y: Tensor,
                objective: Objective) -> Callable[[Tensor], Tensor]:
     """The loss of a minibatch with everything as it is now; half-precision products on a GPU, variables in float32."""
-    forward = torch.compile(block.forward) if X.is_cuda else block.forward
+    forward = torch.compile(block.forward) if X.is_cuda and block.compiled else block.forward
     penalties = [p.penalty for p in learn.values() if hasattr(p, "penalty")]
 
     def loss(pick: Tensor) -> Tensor:

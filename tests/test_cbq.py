@@ -83,7 +83,7 @@ class ByBlock:
 
     method: CBQ
     stories: list
-    streams = CBQ.streams
+    streams = ("full", "quant")
 
     @property
     def activations(self) -> Activations | None:

@@ -6,13 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import lowbit_nb as lb
 from lowbit_nb.blocks import catch
 from lowbit_nb.checkpoint import load_quantized, save_quantized
 from lowbit_nb.codebooks.centroids import LearnedCodebooks, LearnedNorms
 from lowbit_nb.codebooks.codebook import Codebook
-from lowbit_nb.codebooks.endtoend import EndToEnd, finetune
-from lowbit_nb.evaluate import compare
 from lowbit_nb.methods.vptq import VPTQ
 from lowbit_nb.quantize import quantize
 from lowbit_nb.reconstruct import Budget
@@ -116,57 +113,3 @@ def test_no_steps_change_nothing_that_matters():
     plain = quantize(subject, VPTQ(**METHOD), tiny.windows(), progress=False)
     for name, w in idle.weights.items():
         torch.testing.assert_close(w.dequantize(), plain.weights[name].dequantize(), rtol=5e-3, atol=5e-4)
-
-
-# End to end
-
-
-@pytest.fixture(scope="module")
-def pair():
-    subject = tiny.subject()
-    return subject, quantize(subject, VPTQ(**METHOD), tiny.windows(), progress=False)
-
-
-def test_end_to_end_brings_the_model_closer_to_its_teacher(pair):
-    subject, q = pair
-    before = tiny.state(subject.model)
-    windows = tiny.windows(16, seed=3)
-    tuned, story = finetune(subject, q, windows, EndToEnd(3, 8, 4, rate=1e-2, held=0.25))
-    assert tiny.unchanged(subject.model, before)
-    assert len(story) == 4 and story[0]["kl"] is None and min(s["held_kl"] for s in story[1:]) < story[0]["held_kl"]
-    assert same_indices(tuned, q) and tuned.settings["end_to_end"]["windows"] == windows.sha256
-    assert q.settings.get("end_to_end") is None and not q.params
-    fresh = tiny.windows(8, seed=9)
-    assert compare(subject, tuned.apply(subject), fresh).kl < compare(subject, q.apply(subject), fresh).kl
-    held = lb.text.Windows(windows.ids[-4:], "held")
-    best = min(s["held_kl"] for s in story)
-    logits = [m.model(held.ids).logits.log_softmax(-1) for m in (subject, tuned.apply(subject))]
-    kl = torch.nn.functional.kl_div(logits[1], logits[0], log_target=True, reduction="none").sum(-1).mean()
-    assert float(kl) == pytest.approx(best, rel=2e-3)  # what is returned is the best that was held against
-
-
-def test_the_same_seed_gives_the_same_numbers(pair):
-    subject, q = pair
-    how = EndToEnd(1, 3, 2)
-    a, b = (finetune(subject, q, tiny.windows(), how)[0] for _ in range(2))
-    assert all(torch.equal(w.main.C, b.weights[n].main.C) for n, w in a.weights.items())
-
-
-def test_a_run_that_only_gets_worse_gives_back_the_start(pair):
-    subject, q = pair
-    tuned, story = finetune(subject, q, tiny.windows(), EndToEnd(1, 2, 2, rate=10.0))
-    assert story[1]["held_kl"] > story[0]["held_kl"]
-    for name, w in tuned.weights.items():
-        torch.testing.assert_close(w.dequantize(), q.weights[name].dequantize(), rtol=5e-3, atol=5e-4)
-
-
-def test_what_is_refused(pair):
-    subject, q = pair
-    with pytest.raises(ValueError, match="two windows at least"):
-        finetune(subject, q, tiny.windows(1))
-    for change in (dict(rounds=0), dict(held=1.0), dict(rate=0.0)):
-        with pytest.raises(ValueError, match="rounds, steps and batch count from 1"):
-            EndToEnd(**change)
-    affine = quantize(subject, lb.GPTQ(lb.Grid(3, 16)), tiny.windows(), progress=False)
-    with pytest.raises(ValueError, match="is not a vector weight; only codebooks are learned here"):
-        finetune(subject, affine, tiny.windows())

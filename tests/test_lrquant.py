@@ -19,8 +19,8 @@ from lowbit_nb.clipping import LearnedClip
 from lowbit_nb.grid import Grid
 from lowbit_nb.methods import RTN
 from lowbit_nb.methods import lrquant as room
-from lowbit_nb.methods.lrquant import LRQuant, biases_for, log_start, size_and_angle
-from lowbit_nb.objectives import mse, nlc
+from lowbit_nb.methods.lrquant import LRQuant, biases_for, log_start
+from lowbit_nb.objectives import mse, nlc, size_and_angle
 from lowbit_nb.quantize import quantize
 from lowbit_nb.reconstruct import Budget
 from lowbit_nb.record import Phases, Quantized

@@ -27,6 +27,7 @@ from tests import tiny, walks
 
 GRID = Grid(2, 16)
 SHORT = Budget(3, 4, 2)
+STILL = Budget(1, 0, 2)  # no steps
 METHODS: dict[str, Method] = {
     "smoothquant": SmoothQuant(GRID),
     "awq": AWQ(GRID),
@@ -346,6 +347,59 @@ def test_traces_are_plain_json() -> None:
     for name in METHODS:
         told = json.loads(json.dumps(walked(name).trace))
         assert len(told) == tiny.BLOCKS and all(math.isfinite(t["seconds"]) and t["phases"] for t in told)
+
+
+# --- starts, objectives, teachers -----------------------------------------------------------------------------------
+
+
+def test_smoothquants_gram_clip_is_that_of_the_inputs_that_flow_after_smoothing() -> None:
+    block, X = entrance()
+    params, rulers = SmoothQuant(GRID, clip="gram").begin(block, X, None, Phases())
+    shared = block.shared_inputs(X[:1])
+    smoothed = block.hessians(X, shared, {n: t.float() for n, t in params.items()})
+    agree = []
+    for h, names in zip(smoothed, shared, strict=True):
+        for name in names:
+            s, _ = grids.fit(current(block, params, name).float(), GRID, "mse", gram(h.H, 16))
+            agree.append((s == rulers[name][0]).float().mean())
+    assert min(agree) > 0.97  # the two matrices differ in their last bits
+
+
+def test_factors_may_begin_at_a_logarithm() -> None:
+    """The largest activation of every channel is log2(2 + a) before the first step."""
+    block, X = entrance()
+    edits = OmniQuant(GRID, SHORT, scaling=True, base=2.0)._scaling(block, X, {})
+    shared = block.shared_inputs(X[:1])
+    edited = {n: t.float() for n, t in edits.finish().items()}
+    before, after = (block.hessians(X, shared, exchanged) for exchanged in ({}, edited))
+    peaks = [torch.stack([b.peak, a.peak]) for b, a in zip(before, after, strict=True)]
+    for was, now in (peaks[0], peaks[2]):  # behind the two norms
+        assert torch.allclose(now, torch.log2(2 + was), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("make", [lambda **k: TesseraQ(RTN(GRID), STILL, **k), lambda **k: OmniQuant(GRID, STILL, **k)],
+                         ids=["tesseraq", "omniquant"])
+def test_objective_and_teachers_are_what_they_say(make) -> None:
+    """The loss at the start, by hand: size and angle, against the original block on original and on real inputs."""
+    block, X = entrance()
+    real = X + 0.3 * torch.randn(X.shape, generator=torch.Generator().manual_seed(1))
+    streams = lb.streams.Streams(X, real)
+    found = make(objective="mse+nlc", teachers=2).quantize_block(block, streams)
+    y = block.run(real, {n: w.dequantize() for n, w in found.weights.items()})
+    targets = (block.run(X), block.run(real))
+    want = sum((y - t).square().mean() - torch.cosine_similarity(y, t, dim=-1).mean().log() for t in targets)
+    assert found.trace["end"] == pytest.approx(float(want), rel=2e-3)  # the logarithm is that of four windows' mean
+    plain = make().quantize_block(block, streams)
+    y = block.run(real, {n: w.dequantize() for n, w in plain.weights.items()})
+    assert plain.trace["end"] == pytest.approx(float((y - targets[0]).square().sum(-1).mean()), rel=1e-4)
+
+
+def test_a_start_is_given_its_own_targets() -> None:
+    """OmniQuant as the start of a TesseraQ with two teachers learns from one, if that is its setting."""
+    two = TesseraQ(OmniQuant(GRID, SHORT), SHORT, teachers=2, objective="mse+kl")
+    block, X = entrance()
+    result = two.quantize_block(block, lb.streams.Streams(X.clone(), X))
+    assert math.isfinite(result.trace["end"]) and {"clip", "learn clip"} & result.trace["phases"].keys()
 
 
 # --- the bundled subject --------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import torch
 
 import lowbit_nb as lb
 from lowbit_nb.bilevel import Second
-from lowbit_nb.codebooks.endtoend import EndToEnd, finetune
+from lowbit_nb.endtoend import EndToEnd, finetune
 from lowbit_nb.reconstruct import Budget
 
 GRIDS = [lb.Grid(b, group=g) for b, g in ((4, 64), (3, 64), (2, 32), (2, 64), (2, 128))]

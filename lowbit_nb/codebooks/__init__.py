@@ -5,6 +5,6 @@
     vectors, refine     the nearest vector as a rounder for `feedback`; codebooks refitted, pieces reassigned
     walk                the inner loop of both: some columns, one after the other
     vector, across      stored forms: vectors along the outputs, as in VPTQ, and along the inputs
-    centroids, endtoend what can be learned afterwards: a block's codebooks, or all of a model's
+    centroids           what can be learned afterwards: codebooks, scales, norms
     vptq_format, vptq_files   the checkpoint layout of the vptq package
 """

@@ -3,8 +3,8 @@
 from lowbit_nb.crossblock.coarse_to_fine import channel_factors, reserved, truncated
 from lowbit_nb.crossblock.edits import WindowEdits
 from lowbit_nb.crossblock.lora import LoRARounding
-from lowbit_nb.crossblock.losses import branches, kl, size_and_shape
-from lowbit_nb.crossblock.window import Window, schedule
+from lowbit_nb.crossblock.losses import branches, kl, predictions, size_and_shape
+from lowbit_nb.crossblock.window import EveryOutput, Window, inside, schedule
 
-__all__ = ["LoRARounding", "Window", "WindowEdits", "branches", "channel_factors", "kl", "reserved", "schedule",
-           "size_and_shape", "truncated"]
+__all__ = ["EveryOutput", "LoRARounding", "Window", "WindowEdits", "branches", "channel_factors", "inside", "kl",
+           "predictions", "reserved", "schedule", "size_and_shape", "truncated"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from lowbit_nb.blocks import Block
@@ -59,6 +60,42 @@ class Window(Block):
         for k, block in enumerate(self.blocks):
             x = block.forward(x, None if weights is None else inside(weights, k))
         return x
+
+
+class EveryOutput(Window):
+    """A window that gives what each of its blocks makes, not only the last.
+
+    Source: this project. Differs: no difference.
+    """
+
+    compiled = False  # compiling every block of a model takes longer than it saves
+
+    def forward(self, x: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
+        """The outputs of all blocks for one batch.
+
+        Shapes:  x [batch, length, d_model]; returns [batch, n_blocks, length, d_model].
+        Units:   those of the residual stream.
+        Raises:  nothing.
+        Source:  this project.
+        Differs: no difference.
+        """
+        outputs = []
+        for k, block in enumerate(self.blocks):
+            x = block.forward(x, None if weights is None else inside(weights, k))
+            outputs.append(x)
+        return torch.stack(outputs, 1)
+
+    @torch.no_grad()
+    def run(self, X: Tensor, weights: dict[str, Tensor] | None = None, out: Tensor | None = None) -> Tensor:
+        """The outputs of all blocks for every window, batch by batch.
+
+        Shapes:  X [n, length, d_model]; returns [n, n_blocks, length, d_model].
+        Units:   those of the residual stream.
+        Raises:  nothing.
+        Source:  this project.
+        Differs: no difference.
+        """
+        return torch.cat([self.forward(x, weights) for x in X.split(self.batch)])
 
 
 def inside(named: dict, k: int) -> dict:

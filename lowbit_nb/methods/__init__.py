@@ -5,6 +5,7 @@ from lowbit_nb.methods.awq import AWQ
 from lowbit_nb.methods.billm import BiLLM
 from lowbit_nb.methods.cbq import CBQ
 from lowbit_nb.methods.gptq import GPTQ
+from lowbit_nb.methods.joint import Joint
 from lowbit_nb.methods.lrquant import LRQuant
 from lowbit_nb.methods.oac import OAC
 from lowbit_nb.methods.omniquant import OmniQuant
@@ -19,7 +20,7 @@ from lowbit_nb.quantize import Method
 
 METHODS = {"rtn": RTN, "gptq": GPTQ, "smoothquant": SmoothQuant, "awq": AWQ, "omniquant": OmniQuant, "tesseraq": TesseraQ,
            "spqr": SpQR, "oac": OAC, "vptq": VPTQ, "billm": BiLLM, "pbllm": PBLLM, "arbllm": ARBLLM, "ptq161": PTQ161,
-           "lrquant": LRQuant, "cbq": CBQ}
+           "lrquant": LRQuant, "cbq": CBQ, "joint": Joint}
 
 
 def named(name: str, **settings: object) -> Method:
@@ -36,5 +37,5 @@ def named(name: str, **settings: object) -> Method:
     return METHODS[name.lower()](**settings)
 
 
-__all__ = ["ARBLLM", "AWQ", "BiLLM", "CBQ", "GPTQ", "LRQuant", "METHODS", "OAC", "OmniQuant", "PBLLM", "PTQ161", "RTN",
+__all__ = ["ARBLLM", "AWQ", "BiLLM", "CBQ", "GPTQ", "Joint", "LRQuant", "METHODS", "OAC", "OmniQuant", "PBLLM", "PTQ161", "RTN",
            "SmoothQuant", "SpQR", "TesseraQ", "VPTQ", "named"]

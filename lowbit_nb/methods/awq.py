@@ -16,6 +16,7 @@ from lowbit_nb import grid as grids
 from lowbit_nb.blocks import Block
 from lowbit_nb.grid import Grid
 from lowbit_nb.hessian import error_share, gram
+from lowbit_nb.methods._start import Rulers
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.record import Phases
 from lowbit_nb.sites import sites
@@ -24,7 +25,6 @@ from lowbit_nb.streams import Streams
 from lowbit_nb.transforms import Site, current, norms, salience, scale
 
 RATIOS = tuple(i / 20 for i in range(20))
-Rulers = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)

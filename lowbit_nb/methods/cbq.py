@@ -11,34 +11,32 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowbit_nb import grid as grids
 from lowbit_nb.activations import CLIP, Activations, as_quantized, extended
+from lowbit_nb.adaptive import LossView
 from lowbit_nb.blocks import Block
 from lowbit_nb.crossblock import (
     LoRARounding,
     Window,
     WindowEdits,
-    branches,
     channel_factors,
-    kl,
     schedule,
-    size_and_shape,
     truncated,
 )
 from lowbit_nb.crossblock.window import inside
 from lowbit_nb.grid import Grid
-from lowbit_nb.objectives import mse, nlc
-from lowbit_nb.quantize import BlockResult, Method
+from lowbit_nb.methods import _targets
+from lowbit_nb.methods._start import Start, asks, begin
+from lowbit_nb.quantize import BlockResult
 from lowbit_nb.reconstruct import Budget, budget, hard_loss, reconstruct
 from lowbit_nb.record import Phases
 from lowbit_nb.sites import sites
 from lowbit_nb.streams import Streams
 from lowbit_nb.transforms import current, norms, scale
 
-LOSSES = {"mse+kl": size_and_shape, "mse": mse, "kl": kl,
-          "mse+nlc": lambda y, target: mse(y, target) / y.shape[-1] + nlc(y, target)}
+LOSSES = ("mse+kl", "mse", "kl", "mse+nlc")
 
 
 @dataclass
@@ -59,7 +57,8 @@ class CBQ:
     loss, teachers   "mse+kl" (paper), "mse", "kl" or "mse+nlc"; 2: the original block on the original and on the real inputs
     rank, literal, sharpness, gamma   see `LoRARounding`; rank=None: a variable for every weight
     truncate         clamp the outliers of weights      equalise  divide outlier channels; None: if activations are rounded
-    start            a method that hands out rulers and scales (AWQ) instead of truncation, equalisation and `clip`
+    start            a method that hands out rulers and scales (AWQ), or feedback (GPTQ, OAC) as in TesseraQ, instead of
+                     truncation, equalisation and `clip`
     held             the share of windows that nothing is learned from; the best state is chosen on them
     reach            how far a variable can travel in one window: its rate is reach / steps, of a step's logarithm a fifth of it
 
@@ -84,21 +83,34 @@ class CBQ:
     gamma: float = 0.0
     truncate: bool = True
     equalise: bool | None = None
-    start: Method | None = None
+    start: Start | None = None
     clip: str = "mse"
     held: float = 0.125
     reach: float | None = None
     seed: int = 0
-    streams: ClassVar[tuple[str, ...]] = ("full", "quant")
 
     def __post_init__(self) -> None:
         budget(self.budget)  # refuses an unknown name before any calibration is spent
         schedule(1, self.window, self.overlap)
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss={self.loss!r} is unknown; use one of {', '.join(LOSSES)}")
-        if self.teachers not in (1, 2) or not 0 <= self.held < 1 or (self.rank is not None and self.rank < 1) or self.ahead < 0:
-            raise ValueError(f"teachers={self.teachers} must be 1 or 2, held={self.held} a share below 1, "
+        _targets.check(self.loss, self.teachers, LOSSES, "loss")
+        if not 0 <= self.held < 1 or (self.rank is not None and self.rank < 1) or self.ahead < 0:
+            raise ValueError(f"held={self.held} must be a share below 1, "
                              f"rank={self.rank} at least 1 or None, and ahead={self.ahead} not negative")
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return asks(self.start, "full", "quant")
+
+    def view(self, model: nn.Module, ids: Tensor, blocks: list[Block]) -> LossView:
+        """How a start asks the end loss, if it does.
+
+        Shapes:  as `OAC.view`.
+        Units:   none.
+        Raises:  nothing.
+        Source:  this project.
+        Differs: no difference.
+        """
+        return self.start.view(model, ids, blocks)
 
     def windows(self, n: int) -> list[tuple[int, int, int]]:
         """The windows over n blocks, with the blocks ahead of them.
@@ -130,8 +142,7 @@ class CBQ:
         wide = [extended(block, [f"{name}.{CLIP}" for name in clips]) for block in blocks]
         window = Window([as_quantized(block, self.activations) for block in wide] + behind)
         with phases("targets"):
-            Y = window.run(streams.full)
-            Y = Y if self.teachers == 1 else torch.stack([Y, window.run(streams.quant)], 1)
+            Y = _targets.taught(window, streams.quant, window.run(streams.full), self.teachers)
         learn = {f"{k}.{name}": p for k, b in enumerate(begun) for name, p in b.learn.items()}
         for name, p in learn.items():
             place = int(name.partition(".")[0])
@@ -157,7 +168,7 @@ class CBQ:
         n = len(X) - int(self.held * len(X))
         n_steps = max(1, spent.rounds * spent.steps)
         rate = min(self.FASTEST, 6.0 / n_steps) if self.reach is None else self.reach / n_steps
-        objective = LOSSES[self.loss] if self.teachers == 1 else branches(LOSSES[self.loss])
+        objective = _targets.objective(self.loss, self.teachers)
         with phases("learn"):
             weights, params, story = reconstruct(
                 window, learn, edits, X[:n], Y[:n], soft=(1.0,) * spent.rounds, budget=spent,
@@ -171,19 +182,19 @@ class CBQ:
 
     def _begin(self, blocks: list[Block], streams: Streams, carried: dict[str, Tensor], phases: Phases) -> list[_Begun]:
         """Every block of the window: gone on with where an earlier window has learned it, else begun."""
-        begun, full, quant = [], streams.full, streams.quant
+        begun, flow = [], Streams(streams.full, streams.quant, loss=streams.loss)
         for k, block in enumerate(blocks):
             known = inside(carried, k)
-            begun.append(self._go_on(block, known) if known else self._fresh(block, full, quant, phases))
+            begun.append(self._go_on(block, known) if known else self._fresh(block, flow, phases))
             if k + 1 < len(blocks):
-                full, quant = block.run(full), block.run(quant)
+                flow = Streams(flow.targets(block), block.run(flow.quant), loss=streams.loss)
         return begun
 
-    def _fresh(self, block: Block, full: Tensor, quant: Tensor, phases: Phases) -> _Begun:
+    def _fresh(self, block: Block, flow: Streams, phases: Phases) -> _Begun:
         if self.start:
-            params, rulers = self.start.begin(block, quant, None, phases)
+            params, rulers = begin(self.start, block, flow, phases)
         else:
-            params, rulers = self._preprocessed(block, full, quant)
+            params, rulers = self._preprocessed(block, flow.full, flow.quant)
         make = torch.Generator().manual_seed(self.seed + block.index)
         learn = {name: self._learnable(current(block, params, name), *rulers[name], make) for name in block.linears}
         return _Begun(norms(block, params), learn)

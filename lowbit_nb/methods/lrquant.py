@@ -18,8 +18,8 @@ from lowbit_nb.activations import Activations, as_quantized, extended
 from lowbit_nb.blocks import Block
 from lowbit_nb.clipping import LearnedClip
 from lowbit_nb.grid import Grid
-from lowbit_nb.methods import _phi
-from lowbit_nb.objectives import mse, nlc
+from lowbit_nb.methods import _phi, _targets
+from lowbit_nb.methods._logarithm import log_start
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.reconstruct import Budget, budget, reconstruct
 from lowbit_nb.record import Phases
@@ -32,39 +32,12 @@ from lowbit_nb.transforms import Site, channels, current, norms
 LOSSES = ("mse+nlc", "mse", "nlc")
 
 
-def log_start(a: Tensor, base: float = 2.0, least: float = 1e-5) -> Tensor:
-    """Logarithmic activation equalisation: s = a / log_base(base + a), so that the largest activation becomes the logarithm.
-
-    Shapes:  a [channels], the largest |activation| of each channel; returns [channels].
-    Units:   no unit.
-    Raises:  nothing.
-    Source:  LRQuant, Sec. 3.1 (base 2); clamps of its code.
-    Differs: the base is a setting.
-
-    >>> log_start(torch.tensor([2.0, 6.0])).tolist()
-    [1.0, 2.0]
-    """
-    a = a.clamp(min=least)
-    return (a * torch.log(torch.tensor(base)) / torch.log(base + a)).clamp(min=least)
-
-
-def size_and_angle(y: Tensor, target: Tensor) -> Tensor:
-    """Squared error, a mean over all numbers, plus the negative logarithm of the mean cosine: both weigh 1.
-
-    Shapes:  y, target [batch, length, d_model]; returns a scalar.
-    Units:   see `mse` and `nlc`.
-    Raises:  nothing.
-    Source:  LRQuant, Eq. 8-9.
-    Differs: no difference.
-    """
-    return mse(y, target) / y.shape[-1] + nlc(y, target)
-
-
 @dataclass(frozen=True)
 class LRQuant:
     """Learned smoothing from the logarithmic start, learned clipping, MSE + NLC.
 
     activations  how they are rounded; None: weights only         loss     "mse+nlc", or one of the two
+    teachers     1, or 2: against the original block on the original and on the real inputs
     base         of the logarithm that factors start from; None: from 1                 shifts   learn shifts too
     down         scale the input of the last linear layer too (up -> down), which the paper leaves alone
     first        the share of the range at which both ends of a ruler start
@@ -89,12 +62,12 @@ class LRQuant:
     reach: float | None = None
     ratio: float = 0.1
     seed: int = 0
+    teachers: int = 1
     streams: ClassVar[tuple[str, ...]] = ("full", "quant")
 
     def __post_init__(self) -> None:
         budget(self.budget)  # refuses an unknown name before any calibration is spent
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss={self.loss!r} is unknown; use one of {', '.join(LOSSES)}")
+        _targets.check(self.loss, self.teachers, LOSSES, "loss")
         if self.base is not None and self.base <= 1:
             raise ValueError(f"base={self.base} of the logarithm must be above 1, or None to start from factors of 1")
 
@@ -109,7 +82,7 @@ class LRQuant:
         """
         phases = Phases()
         with phases("targets"):
-            Y = streams.targets(block)
+            Y = _targets.taught(block, streams.quant, streams.targets(block), self.teachers)
         with phases("start"):
             edits, learn = self.begin(block, streams.quant)
             begun = _phi.packed(edits.log_s)
@@ -149,7 +122,7 @@ class LRQuant:
               rate: float | None = None) -> tuple[dict[str, AffineWeight], dict[str, Tensor], dict]:
         """The engine on these variables; they are left where the best hard state was.
 
-        Shapes:  X, Y [n, length, d_model]; returns weights, edited tensors and the story.
+        Shapes:  X, Y [n, length, d_model] (Y of two teachers [n, 2, length, d_model]); returns weights, edited tensors, story.
         Units:   rate: that of the ends, if not what `reach` says.
         Raises:  ValueError as `reconstruct`.
         Source:  LRQuant, Sec. 3.
@@ -159,7 +132,7 @@ class LRQuant:
         n_steps = max(1, spent.rounds * spent.steps)
         usual = min(self.FASTEST, 25.0 / n_steps) if self.reach is None else self.reach / n_steps
         rate = usual if rate is None else rate
-        objective = {"mse+nlc": size_and_angle, "mse": mse, "nlc": nlc}[self.loss]
+        objective = _targets.objective(self.loss, Y.ndim - X.ndim + 1)
         with phases("learn"):
             return reconstruct(
                 as_quantized(edits.block, self.activations), learn, edits, X, Y, soft=(1.0,) * spent.rounds, budget=spent,

@@ -5,6 +5,7 @@ The backend decides transform, grid and rounding; this file only hands it anothe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from lowbit_nb.adaptive import LossMetric, LossView
 from lowbit_nb.blocks import Block
 from lowbit_nb.grid import Grid
 from lowbit_nb.layerwise import layer_by_layer
+from lowbit_nb.methods._start import Rulers
 from lowbit_nb.methods.arbllm import ARBLLM
 from lowbit_nb.methods.billm import BiLLM
 from lowbit_nb.methods.gptq import GPTQ
@@ -54,6 +56,8 @@ class OAC:
         if getattr(self.backend, "sequential", False):
             raise ValueError("the backend's sequential belongs to the input Hessian, which OAC replaces; leave it False "
                              "(OAC has its own)")
+        if isinstance(self.backend, GPTQ) and self.backend.start:
+            raise ValueError("the loss is asked about the model's own layers: a backend under OAC has no start")
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -93,3 +97,19 @@ class OAC:
         weights, story = layer_by_layer(block, streams, self.backend.quantize_layer, phases, shift=self.backend.shift,
                                         metrics=metrics)
         return BlockResult(weights, story | {"phases": phases})
+
+    def begin(self, block: Block, X: Tensor, Y: Tensor | None, phases: Phases,
+              loss: Callable[[Block, Tensor | None], dict[str, Tensor]]) -> tuple[dict[str, Tensor], Rulers]:
+        """What the backend would round each weight to, under the loss's metric: where progressive rounding can begin.
+
+        Shapes:  as `GPTQ.begin`; loss: what `view` has made.
+        Units:   as `GPTQ.begin`.
+        Raises:  ValueError as `GPTQ.begin`, or if the backend is not GPTQ.
+        Source:  this project.
+        Differs: no difference.
+        """
+        if not isinstance(self.backend, GPTQ):
+            raise ValueError(f"{type(self.backend).__name__} has no rulers that roundings could be learned on; use GPTQ")
+        with phases("loss hessian"):
+            metrics = loss(block, X)
+        return self.backend.begin(block, X, Y, phases, metrics)

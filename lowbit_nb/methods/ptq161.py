@@ -15,7 +15,7 @@ from torch import Tensor
 from lowbit_nb.blocks import Block
 from lowbit_nb.grid import Grid
 from lowbit_nb.hessian import condition
-from lowbit_nb.objectives import mse, nlc
+from lowbit_nb.methods import _targets
 from lowbit_nb.onebit.channels import METRICS, channel_scores, salient_channels, salient_count
 from lowbit_nb.onebit.signfit import STARTS, fit_to_output, start_scales
 from lowbit_nb.onebit.signlinear import FactoredBlock
@@ -38,7 +38,7 @@ def two_branches(y: Tensor, targets: Tensor) -> Tensor:
     Source:  PTQ1.61; the second branch after CBQ.
     Differs: no difference.
     """
-    return sum(mse(y, targets[:, k]) / y.shape[-1] + nlc(y, targets[:, k]) for k in range(2))
+    return _targets.objective("mse+nlc", 2)(y, targets)
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class PTQ161:
     reach         how far a column factor can travel over the whole budget, in shares of itself; a row's factor the same, its
                   level half of it; None: 4, but no rate above FASTEST
     factored      never make the weight while learning (`signlinear`)
+    objective, teachers   as in TesseraQ; the paper's are size and angle, and two
 
     Source: PTQ1.61; share 0.2 and 4 bits; objective and streams of its code.
     Differs: ranges of salient channels span those channels only (the code's span the row); the start is the best fit to the
@@ -71,12 +72,15 @@ class PTQ161:
     reach: float | None = None
     factored: bool = True
     seed: int = 0
+    objective: str = "mse+nlc"
+    teachers: int = 2
     streams: ClassVar[tuple[str, ...]] = ("full", "quant")
 
     def __post_init__(self) -> None:
         for field, known in {"metric": METRICS, "start": STARTS, "signs": ("nearest", "feedback")}.items():
             if getattr(self, field) not in known:
                 raise ValueError(f"{field}={getattr(self, field)!r} is unknown; use one of {', '.join(known)}")
+        _targets.check(self.objective, self.teachers)
         budget(self.budget)  # refuses an unknown name before any calibration is spent
         salient_count(1, self.share, self.align)
         Grid(self.bits)
@@ -92,7 +96,7 @@ class PTQ161:
         """
         phases, spent = Phases(), budget(self.budget)
         with phases("targets"):
-            Y = torch.stack([streams.targets(block), block.run(streams.quant)], 1)
+            Y = _targets.taught(block, streams.quant, streams.targets(block), self.teachers)
         with phases("start"):
             learn = self.begin(block, streams)
         n_steps = max(1, spent.rounds * spent.steps)
@@ -101,7 +105,8 @@ class PTQ161:
             weights, _, story = reconstruct(
                 FactoredBlock(block, learn) if self.factored else block, learn, Settled(), streams.quant, Y,
                 soft=(1.0,) * spent.rounds, budget=spent, rates={"level": rate / 2, "row": rate, "column": rate},
-                generator=torch.Generator().manual_seed(self.seed + block.index), objective=two_branches)
+                generator=torch.Generator().manual_seed(self.seed + block.index),
+                objective=_targets.objective(self.objective, self.teachers))
         salient = {name: int(p.salient.sum()) for name, p in learn.items()}
         return BlockResult(weights, {"phases": phases, "salient": salient} | story)
 

@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
+from lowbit_nb import grid as grids
 from lowbit_nb.activations import Activations
 from lowbit_nb.blocks import Block
 from lowbit_nb.grid import Grid
+from lowbit_nb.hessian import gram
+from lowbit_nb.methods._start import Rulers
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.record import Phases
 from lowbit_nb.sites import sites
@@ -25,6 +29,8 @@ from lowbit_nb.transforms import current, norms, scale, smoothing
 @dataclass(frozen=True)
 class SmoothQuant:
     """Fixed-exponent smoothing, nearest rounding.
+
+    clip  minmax | mse, of the weights | gram, by the group's own output error
 
     Source: SmoothQuant, Eq. 4; alpha 0.5 as for OPT (its code uses 0.85 for LLaMA-2).
     Differs: inputs are those of the quantized prefix; the weight's grid is this kit's, not symmetric per channel.
@@ -49,16 +55,36 @@ class SmoothQuant:
         Source:  SmoothQuant, Sec. 4.
         Differs: see the class.
         """
-        phases, X = Phases(), streams.quant
+        phases = Phases()
+        params, rulers = self.begin(block, streams.quant, None, phases)
+        weights = {}
+        for name, (s, z) in rulers.items():
+            W = current(block, params, name).float()
+            weights[name] = AffineWeight.of(grids.quantize(W, s, z, self.grid), s, z, self.grid)
+        return BlockResult(weights, {"phases": phases}, norms(block, params))
+
+    def begin(self, block: Block, X: Tensor, Y: Tensor | None, phases: Phases) -> tuple[dict[str, Tensor], Rulers]:
+        """The smoothed parameters of a block and a ruler for every group.
+
+        Shapes:  X [n, length, d_model]; Y is not looked at; returns {name: tensor} and {linear name: (s, z)}.
+        Units:   see `grid.fit`.
+        Raises:  ValueError as `grid.fit`.
+        Source:  SmoothQuant, Sec. 4.
+        Differs: no difference.
+        """
         with phases("peaks"):
             shared = block.shared_inputs(X[:1])
-            peaks = {n: h.peak for names, h in zip(shared, block.hessians(X, shared), strict=True) for n in names}
-        params: dict = {}
+            found = {n: h for names, h in zip(shared, block.hessians(X, shared), strict=True) for n in names}
+        metrics, params = {name: h.H for name, h in found.items()} if self.clip == "gram" else {}, {}
         for site in (s for s in sites(block, X[:1]) if s.kind != "linear"):
             w_max = torch.stack([current(block, params, name).abs().amax(0) for name in site.targets]).amax(0)
-            params = scale(block, site, smoothing(peaks[site.targets[0]], w_max, self.alpha), params)
-        weights = {}
+            s = smoothing(found[site.targets[0]].peak, w_max, self.alpha)
+            params = scale(block, site, s, params)
+            metrics |= {name: metrics[name] / s.outer(s) for name in site.targets if name in metrics}
+        rulers = {}
         for name in block.linears:
             with block.naming(name):
-                weights[name] = AffineWeight.nearest(current(block, params, name), self.grid, self.clip)
-        return BlockResult(weights, {"phases": phases}, norms(block, params))
+                W = current(block, params, name)
+                seen = ("mse", gram(metrics[name], self.grid.g(W.shape[1]))) if metrics else (self.clip,)
+                rulers[name] = grids.fit(W, self.grid, *seen)
+        return params, rulers

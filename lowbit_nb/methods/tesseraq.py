@@ -1,5 +1,5 @@
-"""TesseraQ: a start from AWQ or OmniQuant, an affine grid with a learned dequantization scale, progressive adaptive rounding,
-the block's output.
+"""TesseraQ: a start from AWQ, OmniQuant or feedback, an affine grid with a learned dequantization scale, progressive adaptive
+rounding, the block's output.
 
 The integer grid is the start's and never changes.  Every weight chooses between the two marks beside it; the choice begins
 undecided, at the weight itself, and is made hard a fraction at a time while the rest makes up for it.
@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor, nn
 
 from lowbit_nb.activations import Activations, as_quantized
+from lowbit_nb.adaptive import LossView
 from lowbit_nb.blocks import Block
-from lowbit_nb.methods.awq import AWQ
-from lowbit_nb.methods.omniquant import OmniQuant
+from lowbit_nb.methods import _targets
+from lowbit_nb.methods._start import Start, asks, begin
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.reconstruct import Budget, budget, reconstruct
 from lowbit_nb.record import Phases
@@ -29,8 +31,12 @@ from lowbit_nb.transforms import current, norms
 class TesseraQ:
     """Progressive adaptive rounding and dequantization scale tuning by block reconstruction.
 
-    start     the method whose scaling and rulers it begins with        budget      demo, fast, paper, or a Budget
+    start     the method whose scaling and rulers it begins with (AWQ, OmniQuant), or feedback (GPTQ, OAC): each weight then
+              begins at the value that feedback rounded, between the two marks beside it
+    budget    demo, fast, paper, or a Budget
     schedule  how fast variables are made hard                           tune_scale  learn k, the multiplier of the step
+    objective, teachers   "mse" (paper), "mse+nlc", "mse+kl", "nlc" or "kl"; 2: against the original block on the original
+              inputs and on those that really come
     reach     how far a rounding variable can travel in a round: its learning rate is reach / steps, that of k half of it;
               None: 2, but no rate above FASTEST
     activations  rounded while roundings are learned, and behind them; the paper's W4A4 and W3A3 round the inputs of linear
@@ -43,20 +49,37 @@ class TesseraQ:
 
     FASTEST: ClassVar[float] = 0.04
 
-    start: AWQ | OmniQuant
+    start: Start
     budget: str | Budget = "fast"
     schedule: str = "handcrafted"
     tune_scale: bool = True
     reach: float | None = None
     seed: int = 0
     activations: Activations | None = None
-    streams: ClassVar[tuple[str, ...]] = ("full", "quant")
+    objective: str = "mse"
+    teachers: int = 1
 
     def __post_init__(self) -> None:
+        _targets.check(self.objective, self.teachers)
         schedule(self.schedule, budget(self.budget).rounds)  # refuses unknown names before any calibration is spent
         begun = getattr(self.start, "activations", None)
         if begun and begun != self.activations:
             raise ValueError(f"the start rounds activations by {begun} and TesseraQ by {self.activations}: give both the same")
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return asks(self.start, "full", "quant")
+
+    def view(self, model: nn.Module, ids: Tensor, blocks: list[Block]) -> LossView:
+        """How a start asks the end loss, if it does.
+
+        Shapes:  as `OAC.view`.
+        Units:   none.
+        Raises:  nothing.
+        Source:  this project.
+        Differs: no difference.
+        """
+        return self.start.view(model, ids, blocks)
 
     def quantize_block(self, block: Block, streams: Streams) -> BlockResult:
         """Start, then learn one block's roundings together.
@@ -69,8 +92,8 @@ class TesseraQ:
         """
         phases = Phases()
         with phases("targets"):
-            Y = streams.targets(block)
-        params, rulers = self.start.begin(block, streams.quant, Y, phases)
+            Y = _targets.taught(block, streams.quant, streams.targets(block), self.teachers)
+        params, rulers = begin(self.start, block, streams, phases)
         edited = norms(block, params)
         learn = {name: SoftRounding(current(block, params, name), *rulers[name], self.start.grid, self.tune_scale)
                  for name in rulers}
@@ -82,5 +105,7 @@ class TesseraQ:
                 as_quantized(block, self.activations, edited), learn, Settled(edited), streams.quant, Y,
                 soft=schedule(self.schedule, spent.rounds), budget=spent,
                 rates={"rounding": rate, "scale": rate / 2},
-                generator=torch.Generator().manual_seed(self.seed + block.index))
-        return BlockResult(weights, {"phases": phases} | story, edited)
+                generator=torch.Generator().manual_seed(self.seed + block.index),
+                objective=_targets.objective(self.objective, self.teachers))
+        aims = {name: params[name] for name in rulers if name in params}
+        return BlockResult(weights, {"phases": phases} | story, edited, aims)

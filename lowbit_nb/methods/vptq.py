@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lowbit_nb.blocks import Block
 from lowbit_nb.codebooks.across import AcrossRounder, AcrossWeight, whole
-from lowbit_nb.codebooks.centroids import LearnedCodebooks, LearnedNorms
 from lowbit_nb.codebooks.codebook import Codebook
 from lowbit_nb.codebooks.kmeans import STARTS, kmeans
 from lowbit_nb.codebooks.norming import NORMS, Normalised, normalise
@@ -23,11 +22,11 @@ from lowbit_nb.codebooks.vectors import VectorRounder
 from lowbit_nb.feedback import ORDERS, feedback, order
 from lowbit_nb.hessian import check_damping, condition, error_share
 from lowbit_nb.layerwise import layer_by_layer
+from lowbit_nb.methods import _targets, _tune
 from lowbit_nb.quantize import BlockResult
-from lowbit_nb.reconstruct import Budget, budget, reconstruct
+from lowbit_nb.reconstruct import Budget, budget
 from lowbit_nb.record import Phases
 from lowbit_nb.streams import Streams
-from lowbit_nb.transforms import norms
 
 WEIGHTS = ("one", "h", "schur")
 
@@ -44,6 +43,7 @@ class VPTQ:
     refine   how often codebooks are refitted by least squares and pieces reassigned after the last run
     tune     None, or the budget (demo, fast, paper, or a Budget) for learning a block's codebooks, scales and norms together
     rate     its learning rate, in units of a codebook's spread; norms and scales take a tenth of it
+    objective, teachers   of that learning, as in TesseraQ
     order, damp, shrink, sequential, shift   as in GPTQ
     axis     output: pieces run along a column, VPTQ's way; input: along a row, to compare (one codebook, nothing else)
     compat   corrected | reference: as the published code has it, for study (see `norming`)
@@ -72,8 +72,11 @@ class VPTQ:
     axis: str = "output"
     compat: str = "corrected"
     seed: int = 0
+    objective: str = "mse"
+    teachers: int = 1
 
     def __post_init__(self) -> None:
+        _targets.check(self.objective, self.teachers)
         known = {"norm": NORMS, "weight": WEIGHTS, "start": STARTS, "order": ORDERS, "compat": ("corrected", "reference"),
                  "axis": ("output", "input")}
         for field, names in known.items():
@@ -105,21 +108,10 @@ class VPTQ:
         phases = Phases()
         weights, story = layer_by_layer(block, streams, self.quantize_layer, phases, sequential=self.sequential,
                                         shift=self.shift)
-        return self._tuned(block, streams, BlockResult(weights, story | {"phases": phases}), phases)
-
-    def _tuned(self, block: Block, streams: Streams, result: BlockResult, phases: Phases) -> BlockResult:
+        result = BlockResult(weights, story | {"phases": phases})
         if not self.tune:
             return result
-        with phases("targets"):
-            Y = streams.targets(block)
-        spent = budget(self.tune)
-        learn = {name: LearnedCodebooks(weight) for name, weight in result.weights.items()}
-        with phases("tune"):
-            weights, edited, story = reconstruct(
-                block, learn, LearnedNorms(block), streams.quant, Y, soft=(1.0,) * spent.rounds, budget=spent,
-                rates={"centroids": self.rate, "scale": self.rate / 10, "norm": self.rate / 10},
-                generator=torch.Generator().manual_seed(self.seed + block.index))
-        return BlockResult(weights, result.trace | story, norms(block, edited))
+        return _tune.tuned(block, streams, result, self.tune, self.rate, self.seed, self.objective, self.teachers)
 
     def quantize_layer(self, W: Tensor, H: Tensor) -> tuple[VectorWeight | AcrossWeight, float]:
         """Round one weight under one metric.

@@ -1,0 +1,77 @@
+"""Where one method begins with what another has made of a block: edits, and a ruler for every group."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from lowbit_nb.blocks import Block
+from lowbit_nb.grid import Grid
+from lowbit_nb.record import Phases
+from lowbit_nb.streams import Streams
+
+Rulers = dict[str, tuple[Tensor, Tensor]]
+
+
+class Start(Protocol):
+    """A method that hands out edits {name: tensor} and rulers {linear name: (s, z)} instead of rounding.
+
+    A linear layer's edited tensor is what is to be rounded there: the weight as a transform has made it, or, if the start is
+    error feedback, the value that feedback rounded.
+
+    Source: this project. Differs: no difference.
+    """
+
+    grid: Grid
+    streams: tuple[str, ...]
+
+    def begin(self, block: Block, X: Tensor, Y: Tensor | None, phases: Phases) -> tuple[dict[str, Tensor], Rulers]: ...
+
+
+def begin(start: Start, block: Block, streams: Streams, phases: Phases) -> tuple[dict[str, Tensor], Rulers]:
+    """Let a start begin a block; it is told what it asks for: targets, and the end loss's Hessians.
+
+    Shapes:  as `Start.begin`.
+    Units:   see `grid.fit`.
+    Raises:  ValueError as the start.
+    Source:  this project.
+    Differs: no difference.
+    """
+    Y = streams.targets(block) if "full" in start.streams else None
+    asked = {"loss": streams.loss} if "loss" in start.streams else {}
+    return start.begin(block, streams.quant, Y, phases, **asked)
+
+
+def check(start: Start | None, grid: Grid, who: str) -> None:
+    """Refuse a start of another grid, and feedback where a method wants weights and not what they would be rounded to.
+
+    Shapes:  none.
+    Units:   none.
+    Raises:  ValueError in both cases.
+    Source:  this project.
+    Differs: no difference.
+    """
+    if start is None:
+        return
+    if hasattr(start, "quantize_layer") or hasattr(start, "backend"):
+        raise ValueError(f"{type(start).__name__} hands out what it would round to, and {who} begins at weights; let TesseraQ "
+                         "or CBQ begin there")
+    if start.grid != grid:
+        raise ValueError(f"the start rounds to {start.grid} and {who} to {grid}: give both the same grid")
+
+
+def asks(start: Start | None, *own: str) -> tuple[str, ...]:
+    """The streams of a method that has its own wishes and those of its start.
+
+    Shapes:  names.
+    Units:   none.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+
+    >>> asks(None, "quant")
+    ('quant',)
+    """
+    wanted = {*own, *(start.streams if start else ())}
+    return tuple(name for name in ("full", "quant", "loss") if name in wanted)
