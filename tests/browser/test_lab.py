@@ -1,4 +1,4 @@
-"""Notebooks and explorers in a real JupyterLab: run all, move a control, see the picture change."""
+"""Explorers in a real JupyterLab: run all, move a control, see the picture change."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from browser_lab import REPOSITORY, Lab, Tab
+from browser_lab import Lab, Tab, photograph
 
-NOTEBOOKS = sorted(path.name for path in (REPOSITORY / "notebooks").glob("*.ipynb"))
 MADE_HERE = "explorers.ipynb"
 CELLS = [
     "import torch\nfrom lowbit_nb import live\ntorch.manual_seed(0)\n"
@@ -108,47 +107,3 @@ def test_screenshots(ran: Tab, shots: Path | None) -> None:
     for dark in (False, True):
         ran.dark(dark)
         photograph(ran, shots, f"lab{'_dark' if dark else ''}")
-
-
-def photograph(tab: Tab, folder: Path, name: str) -> None:
-    """The explorers of a tab at both widths, each as one picture."""
-    for width in (1200, 800):
-        tab.page.set_viewport_size({"width": width, "height": 2400})
-        tab.page.wait_for_timeout(600)
-        for box in tab.page.locator(".lb-live").all():
-            kind = box.get_attribute("class").split("lb-live lb-")[1].split()[0]
-            box.scroll_into_view_if_needed()
-            box.screenshot(path=folder / f"{name}_{kind}_{width}.png")
-
-
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_runs_in_the_browser(lab: Lab, browser: object, name: str, shots: Path | None) -> None:
-    tab = Tab(lab, browser, name)
-    assert all(
-        alt for alt in tab.page.locator(".jp-OutputArea img").evaluate_all("all => all.map((i) => i.alt)")
-    ), "a picture has no alt"
-    tab.run_all()
-    sources = (REPOSITORY / "notebooks" / name).read_text(encoding="utf-8").count("live.")
-    prompts = tab.page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
-    assert tab.error_outputs() == [] and tab.outside == []
-    assert not [p for p in prompts if "*" in p], prompts
-    assert "Error displaying widget" not in tab.page.locator(".jp-Notebook").inner_text()
-    assert bool(sources) == bool(tab.page.locator(".lb-live").count())
-    for box in tab.page.locator(".lb-live").all():
-        box.scroll_into_view_if_needed()
-        box.locator("svg").first.wait_for(timeout=30_000)
-    if shots:
-        photograph(tab, shots, name.removesuffix(".ipynb"))
-        tall_picture(tab, shots / f"{name.removesuffix('.ipynb')}.png")
-    assert tab.errors == []
-    tab.close()
-
-
-def tall_picture(tab: Tab, path: Path) -> None:
-    """The whole notebook in one picture, at both widths."""
-    for width in (1200, 800):
-        tab.page.set_viewport_size({"width": width, "height": 1400})
-        height = tab.page.locator(".jp-WindowedPanel-outer").first.evaluate("e => e.scrollHeight")
-        tab.page.set_viewport_size({"width": width, "height": min(15_000, height + 200)})
-        tab.page.wait_for_timeout(800)
-        tab.page.screenshot(path=path.with_stem(f"{path.stem}_{width}"))
