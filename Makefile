@@ -17,12 +17,12 @@ NBVAL  := -p tests.nbval_plugin --nbval-lax --nbval-current-env --nbval-cell-tim
 CHROMIUM := $(or $(LOWBIT_NB_CHROMIUM),$(shell command -v chromium || command -v chromium-browser || \
                  command -v google-chrome || command -v google-chrome-stable))
 comma    := ,
-EXTRAS   := test$(comma)kernels$(comma)export$(if $(CHROMIUM),$(comma)browser)
+EXTRAS   := test$(comma)kernels$(comma)export$(comma)pages$(comma)class$(if $(CHROMIUM),$(comma)browser)
 # JupyterLab refuses to start as root unless told; containers usually are root.
 ROOT     := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test notebooks clean
+.PHONY: help lab test notebooks html class clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -47,7 +47,16 @@ notebooks: ## weave and run every notebook from the top and store it in its norm
 	@$(SETUP) test
 	$(BIN)/python tests/weave.py notebooks/*.ipynb
 	$(QUIET) $(BIN)/python tests/normalise.py --execute notebooks/*.ipynb
+	$(QUIET) $(BIN)/python -m lowbit_nb.classroom --pages
 
-clean: ## remove .venv and caches (your runs/ stay)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis tests/artifacts
+html: ## write the notebooks as pages into html/, to be read and explored without Python or a network
+	@$(SETUP) pages
+	$(QUIET) $(BIN)/python -m lowbit_nb.pages
+
+class: ## write class/: every notebook for students and for teachers, and nbgrader's settings
+	@$(SETUP) class
+	$(QUIET) $(BIN)/python -m lowbit_nb.classroom
+
+clean: ## remove .venv and caches (your runs/ and class/ stay)
+	rm -rf $(VENV) build dist html *.egg-info .pytest_cache .ruff_cache .hypothesis tests/artifacts
 	find lowbit_nb notebooks tests \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

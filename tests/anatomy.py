@@ -56,7 +56,7 @@ EXPECTED = ("00_start_here", "01_grids_and_bits", "02_packing", "03_hessians_and
             "04_scaling_and_salient_channels", "05_learned_clipping", "06_tesseraq",
             "07_output_adaptive_hessians", "08_outliers_spqr",
             "09_one_bit", "10_ptq161", "11_codebooks", "12_vptq", "13_activations_lrquant",
-            "14_cross_block_cbq", "15_packed_kernels", "16_speed_runs")
+            "14_cross_block_cbq", "15_packed_kernels", "16_speed_runs", "17_the_table", "18_compose_your_own")
 
 
 def headings_of(notebook: str) -> list[str]:

@@ -905,3 +905,101 @@ MUTANTS |= {
         "def finish(work, issue, depth):\n    return sum(work) + issue * len(work)\n",  # nothing overlaps
     ],
 }
+
+
+# 18_compose_your_own
+
+_MARGIN = (
+    "def margin(combination, singles):\n"
+    "    def mean(one):\n"
+    "        return sum(one['kls']) / len(one['kls'])\n"
+    "    rival = min((one for one in singles if one['bits'] <= combination['bits']), key=mean)\n"
+    "    return rival['name'], 1 - mean(combination) / mean(rival), max(combination['kls']) < min(rival['kls'])\n"
+)
+_REFIT_ALL = (
+    "def refit_all(W, q, z, H, g):\n"
+    "    n = W.shape[1] // g\n"
+    "    C = torch.zeros(len(W), n, W.shape[1], dtype=W.dtype)\n"
+    "    for k in range(n):\n"
+    "        C[:, k, k * g : (k + 1) * g] = (q - z)[:, k * g : (k + 1) * g]\n"
+    "    A, b = C @ H @ C.mT, (C @ H @ W[..., None])[..., 0]\n"
+    "    return torch.linalg.solve(A, b)\n"
+)
+MUTANTS |= {
+    "compose-1": [
+        "def in_the_way(neither, first, second, both):\n    return both / (first * second)",  # shares without a whole
+        "def in_the_way(neither, first, second, both):\n    return first * second / (neither * both)",  # upside down
+        # gains that add up
+        "def in_the_way(neither, first, second, both):\n    return both / (first + second - neither)",
+        "def in_the_way(neither, first, second, both):\n    return both / min(first, second)",  # against the better one
+    ],
+    "compose-2": [
+        _MARGIN.replace("if one['bits'] <= combination['bits']", ""),  # any bits
+        _MARGIN.replace("<= combination", "< combination"),  # as many bits are no rival
+        _MARGIN.replace("key=mean)", "key=lambda one: min(one['kls']))"),  # luck
+        _MARGIN.replace("1 - mean(combination) / mean(rival)", "mean(rival) / mean(combination) - 1"),  # of the wrong whole
+        _MARGIN.replace("max(combination['kls']) < min(rival['kls'])", "mean(combination) < mean(rival)"),  # means alone
+        _MARGIN.replace("max(combination['kls']) <", "min(combination['kls']) <"),  # the luckiest seed
+    ],
+    "compose-3": [
+        # once over the groups, as in the notebook
+        "def refit_all(W, q, z, H, g):\n    s = torch.ones(len(W), W.shape[1] // g, dtype=W.dtype)\n"
+        "    return refit_naive(W, q, z, s, H, g)\n",
+        _REFIT_ALL.replace("A, b = C @ H @ C.mT", "A, b = (C @ H @ C.mT) * torch.eye(n, dtype=W.dtype)"),  # each by itself
+        _REFIT_ALL.replace("C @ H @", "C @"),  # the weights, not the output
+        _REFIT_ALL.replace("(q - z)[", "q["),  # the zero point forgotten
+        # one step for all groups of a row
+        _REFIT_ALL.replace("torch.linalg.solve(A, b)", "(b.sum(1) / A.sum((1, 2)))[:, None].repeat(1, n)"),
+    ],
+}
+
+
+# 17_the_table
+
+_PAIRED = (
+    "def paired(old, new):\n"
+    "    changes = [new[seed] / old[seed] - 1 for seed in old.keys() & new.keys()]\n"
+    "    return sum(changes) / len(changes), sum(change < 0 for change in changes)\n"
+)
+_FRONT_OF_MANY = (
+    "def front_of_many(methods):\n"
+    "    def beats(b, a):\n"
+    "        return all(x <= y for x, y in zip(b, a)) and b != a\n"
+    "    return sorted(name for name, a in methods.items() if not any(beats(b, a) for b in methods.values()))\n"
+)
+_CHANCE = (
+    "def chance(first, second):\n"
+    "    pool, k = [*first, *second], len(first)\n"
+    "    def gap(chosen):\n"
+    "        mine = [pool[i] for i in chosen]\n"
+    "        other = [x for i, x in enumerate(pool) if i not in chosen]\n"
+    "        return sum(other) / len(other) - sum(mine) / len(mine)\n"
+    "    real = gap(range(k))\n"
+    "    deals = list(itertools.combinations(range(len(pool)), k))\n"
+    "    return sum(gap(deal) >= real - 1e-12 for deal in deals) / len(deals)\n"
+)
+MUTANTS |= {
+    "table-1": [
+        _PAIRED.replace("new[seed] / old[seed]", "old[seed] / new[seed]"),  # the other way round
+        _PAIRED.replace("old.keys() & new.keys()", "old"),  # seeds that one of them lacks
+        _PAIRED.replace("change < 0", "change <= 0"),  # equal counted as better
+        "def paired(old, new):\n"  # a ratio of means
+        "    both = old.keys() & new.keys()\n"
+        "    return (sum(new[s] for s in both) / sum(old[s] for s in both) - 1, sum(new[s] < old[s] for s in both))\n",
+        _PAIRED.replace("return sum(changes) / len(changes), ", "return sum(changes), "),  # no mean
+    ],
+    "table-2": [
+        _FRONT_OF_MANY.replace("all(x <= y", "any(x < y"),  # better in one cost
+        _FRONT_OF_MANY.replace(" and b != a", ""),  # everything beats itself
+        _FRONT_OF_MANY.replace("x <= y", "x < y"),  # ties beat nothing
+        _FRONT_OF_MANY.replace("zip(b, a)", "zip(b[:2], a[:2])"),  # two costs only
+        "def front_of_many(methods):\n    return sorted({min(methods, key=lambda n: methods[n][i]) for i in range(2)})\n",
+    ],
+    "table-3": [
+        _CHANCE.replace(">= real - 1e-12", "> real + 1e-12"),  # the real deal left out
+        _CHANCE.replace("gap(deal) >=", "abs(gap(deal)) >="),  # either side
+        _CHANCE.replace("sum(other) / len(other) - sum(mine) / len(mine)", "sum(mine) / len(mine) - sum(other) / len(other)"),
+        _CHANCE.replace("if i not in chosen", "if x not in mine"),  # values instead of places
+        "def chance(first, second):\n    return float(min(second) < max(first))\n",  # separate or not
+    ],
+}

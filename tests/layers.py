@@ -16,7 +16,7 @@ BLOCK = re.compile(r"^```layers[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTA
 
 NUMERIC = (0, 1, 2, 3)  # import only torch and the standard library
 # Rooms for what people see. In all others public functions carry Shapes, Units, Raises, Source, Differs.
-SHOWING = {"show", "tables", "check", "exercises", "session", "live", "lowbit_nb"}
+SHOWING = {"show", "tables", "check", "exercises", "session", "live", "classroom", "pages", "lowbit_nb"}
 
 
 def parse_layers(text: str) -> dict[str, int]:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lowbit_nb import crossblock, packing
+from lowbit_nb import compose, crossblock, packing
 from lowbit_nb.activations import round_tokens
 from lowbit_nb.bilevel import Coded, Second
 from lowbit_nb.clipping import LearnedClip
@@ -26,6 +26,7 @@ from lowbit_nb.codebooks.kmeans import nearest as nearest_vector
 from lowbit_nb.feedback import AffineRounder, feedback
 from lowbit_nb.grid import Grid, dequantize, fit, quantize
 from lowbit_nb.hessian import factor, gram
+from lowbit_nb.live import ranking_model
 from lowbit_nb.methods.billm import BiLLM
 from lowbit_nb.methods.lrquant import log_start
 from lowbit_nb.methods.spqr import SpQR
@@ -1579,4 +1580,171 @@ PROPS |= {
     ("16_speed_runs", "finish_naive"): nb16_finish,
     ("16_speed_runs", "kernels_naive"): nb16_kernels,
     ("16_speed_runs", "front_naive"): nb16_front,
+}
+
+
+# 18_compose_your_own
+
+
+def _small_menus(draw: random.Random) -> tuple[dict, list]:
+    menus = {kind: tuple(f"{kind}{i}" for i in range(draw.randint(1, 4))) for kind in "abcd"}
+
+    def some() -> dict:
+        kinds = draw.sample(list(menus), draw.randint(1, 2))
+        return {kind: tuple(draw.sample(menus[kind], draw.randint(1, len(menus[kind])))) for kind in kinds}
+
+    return menus, [(some(), some(), f"rule {i}") for i in range(5)]
+
+
+def nb18_fits(fits_naive: Callable) -> None:
+    """Against sets: everything wanted, of what is picked."""
+    draw = random.Random(0)
+    for _ in range(100):
+        menus, rules = _small_menus(draw)
+        picked = {kind: draw.choice(options) for kind, options in menus.items()}
+        for when, _, _ in rules:
+            assert fits_naive(picked, when) == (len({(k, v) for k, v in picked.items() if v in when.get(k, ())}) == len(when))
+        assert fits_naive(picked, {})
+
+
+def nb18_broken(broken_naive: Callable) -> None:
+    """The package's rules, one by one."""
+    draw = random.Random(1)
+    for _ in range(100):
+        menus, rules = _small_menus(draw)
+        picked = {kind: draw.choice(options) for kind, options in menus.items()}
+        assert broken_naive(picked, rules) == [rule[2] for rule in rules if compose.Rule(*rule).broken(picked)]
+
+
+def nb18_every(every_naive: Callable) -> None:
+    draw = random.Random(2)
+    for _ in range(20):
+        menus, _ = _small_menus(draw)
+        assert every_naive(menus) == [dict(zip(menus, one, strict=True)) for one in itertools.product(*menus.values())]
+
+
+def nb18_feedback(feedback_naive: Callable) -> None:
+    """The package's solver, codes and targets, on a fixed ruler in natural order."""
+    for seed, (rows, d, g, bits) in enumerate(((3, 8, 4, 2), (5, 16, 16, 3), (1, 12, 6, 2))):
+        draw = torch.Generator().manual_seed(seed)
+        W, X = torch.randn(rows, d, generator=draw).double(), torch.randn(4 * d, d, generator=draw).double()
+        H, grid = X.T @ X / len(X) + 0.1 * torch.eye(d).double(), Grid(bits, group=g)
+        s, z = (t.double() for t in fit(W.float(), grid))
+        q, t = feedback_naive(W, H, s.repeat_interleave(g, 1), z.repeat_interleave(g, 1), grid.q_max)
+        rounder = AffineRounder(grid, torch.arange(d), rows, s, z)
+        found = feedback(W, H, rounder, torch.arange(d), aims=True)
+        assert torch.equal(q.int(), rounder.result()[0].int()) and torch.allclose(t, found.T, atol=1e-9)
+
+
+def nb18_begin(begin_naive: Callable) -> None:
+    """Below and share make the place on the ruler; a share of 0 is a mark."""
+    draw = torch.Generator().manual_seed(0)
+    t, s, z = torch.randn(4, 9, generator=draw).double(), torch.rand(4, 9, generator=draw).double() + 0.1, torch.ones(4, 9)
+    below, share = begin_naive(t, s, z)
+    assert torch.equal(below, below.round()) and bool(((share >= 0) & (share < 1)).all())
+    assert torch.allclose(s * (below + share - z), t)
+    assert torch.equal(begin_naive(s * (3 - z), s, z)[1].round(), torch.zeros(4, 9).double())
+
+
+def nb18_refit(refit_naive: Callable) -> None:
+    """Errors never rise from one pass to the next, and many passes are where no step has a slope."""
+    draw = torch.Generator().manual_seed(3)
+    W, X = torch.randn(4, 12, generator=draw).double(), torch.randn(60, 12, generator=draw).double()
+    H, z, g = X.T @ X / 60, torch.ones(4, 12).double(), 4
+    q = (W / 0.6 + z).round().clamp(0, 3)
+    s, last = torch.full((4, 3), 0.6).double(), float("inf")
+    for _ in range(200):
+        s = refit_naive(W, q, z, s, H, g)
+        E = W - s.repeat_interleave(g, 1) * (q - z)
+        now = float(((E @ H) * E).sum())
+        assert now <= last * (1 + 1e-12)
+        last = now
+    slope = ((E @ H) * (q - z)).reshape(4, 3, g).sum(-1)
+    assert float(slope.abs().max()) < 1e-9
+
+
+PROPS |= {
+    ("18_compose_your_own", "fits_naive"): nb18_fits,
+    ("18_compose_your_own", "broken_naive"): nb18_broken,
+    ("18_compose_your_own", "every_naive"): nb18_every,
+    ("18_compose_your_own", "feedback_naive"): nb18_feedback,
+    ("18_compose_your_own", "begin_naive"): nb18_begin,
+    ("18_compose_your_own", "refit_naive"): nb18_refit,
+}
+
+
+# 17_the_table
+
+
+def nb17_ruler_bits(ruler_bits_naive: Callable) -> None:
+    for b, g, d_in in ((2, 64, 256), (4, 32, 96), (1, 16, 64)):
+        W = torch.randn(24, d_in, generator=torch.Generator().manual_seed(b))
+        assert ruler_bits_naive(24, d_in, b, g) == AffineWeight.nearest(W, Grid(b, group=g)).bits().per_weight
+
+
+def nb17_book_bits(book_bits_naive: Callable) -> None:
+    assert book_bits_naive(16, 32, 4, 16) == 1 + (16 * 16 * 4 + 16 * 32) / 512
+    assert book_bits_naive(4096, 4096, 8, 65536) < 2.51 and book_bits_naive(18, 32, 4, 16) > book_bits_naive(20, 32, 4, 16)
+
+
+def nb17_signs_bits(signs_bits_naive: Callable) -> None:
+    assert signs_bits_naive(256, 256) == 2 + 0.875 + 1 / 256 and signs_bits_naive(64, 256, span=32) == 5.5 + 1 / 64
+
+
+def nb17_at_bits(at_bits_naive: Callable) -> None:
+    """On the points it is the points; between two, their geometric mean half-way; outside it does not guess."""
+    line = [(1.5, 4.0), (2.0, 1.0), (4.0, 0.01)]
+    assert all(math.isclose(at_bits_naive(line, bits), kl) for bits, kl in line)
+    assert math.isclose(at_bits_naive(line, 3.0), 0.1) and math.isclose(at_bits_naive(line, 1.75), 2.0)
+    assert at_bits_naive(line, 1.4) is None and at_bits_naive(line, 4.1) is None
+
+
+def nb17_beats(beats_naive: Callable) -> None:
+    assert beats_naive((1, 2), (1, 3)) and beats_naive((1, 2), (2, 2)) and not beats_naive((1, 2), (1, 2))
+    assert not beats_naive((1, 3), (2, 2)) and not beats_naive((2, 2, "a"), (2, 2, "b"))
+
+
+def nb17_front(front_naive: Callable) -> None:
+    draw = random.Random(3)
+    for _ in range(20):
+        points = list({(draw.randint(1, 6), draw.randint(1, 6)) for _ in range(9)})
+        assert front_naive(points) == [points[i] for i in ranking_model.front(points)]
+
+
+def nb17_summed(summed_naive: Callable) -> None:
+    assert summed_naive([1.0, 4.0, 1.0]) == (2.0, 3.0) and summed_naive([0.25] * 3) == (0.25, 0.0)
+
+
+def nb17_separate(separate_naive: Callable) -> None:
+    assert separate_naive([1, 2], [3, 4]) and not separate_naive([1, 3], [3, 4]) and not separate_naive([3, 4], [1, 2])
+
+
+def nb17_scores(scores_naive: Callable) -> None:
+    """Against torch's own divergence and cross-entropy."""
+    g = torch.Generator().manual_seed(0)
+    p, q = (torch.randn(7, 5, generator=g, dtype=torch.float64).softmax(-1) for _ in range(2))
+    text = torch.randint(5, (7,), generator=g)
+    perplexity, kl, top1 = scores_naive(p.tolist(), q.tolist(), text.tolist())
+    assert math.isclose(perplexity, float(torch.nn.functional.nll_loss(q.log(), text).exp()))
+    assert math.isclose(kl, float(torch.nn.functional.kl_div(q.log(), p, reduction="batchmean")))
+    assert top1 == float((p.argmax(-1) == q.argmax(-1)).double().mean())
+    assert scores_naive(p.tolist(), p.tolist(), text.tolist())[1:] == (0, 1)
+
+
+def nb17_parse_error(parse_error_naive: Callable) -> None:
+    assert parse_error_naive(0.5, 16) == 0.125 and parse_error_naive(0.0, 16) == 0
+    assert math.isclose(parse_error_naive(0.2, 64), parse_error_naive(0.8, 16) / 2)
+
+
+PROPS |= {
+    ("17_the_table", "ruler_bits_naive"): nb17_ruler_bits,
+    ("17_the_table", "book_bits_naive"): nb17_book_bits,
+    ("17_the_table", "signs_bits_naive"): nb17_signs_bits,
+    ("17_the_table", "at_bits_naive"): nb17_at_bits,
+    ("17_the_table", "beats_naive"): nb17_beats,
+    ("17_the_table", "front_naive"): nb17_front,
+    ("17_the_table", "summed_naive"): nb17_summed,
+    ("17_the_table", "separate_naive"): nb17_separate,
+    ("17_the_table", "scores_naive"): nb17_scores,
+    ("17_the_table", "parse_error_naive"): nb17_parse_error,
 }

@@ -69,6 +69,8 @@ def tracked() -> list[Path]:
             "build",
             "dist",
             "runs",
+            "html",
+            "class",
         }
         found = [
             path
