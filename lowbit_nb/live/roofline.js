@@ -30,7 +30,7 @@ function render({ model, el: host }) {
     launch: slider({ label: "Launch", min: 0, max: 10, step: 0.1, text: (v) => `${digits(v, 2)} µs`, oninput: (launch) => set({ launch }) }),
   };
   control.shape.input.querySelector('[value="free"]').disabled = true;
-  const tries = chips("Try", [["1 bit, plain", { kernel: kernels[0], batch: 1 }], ["1 bit, tensor cores", { kernel: kernels[1], batch: 1 }], ["1 bit, tensor cores, batch 8", { kernel: kernels[1], batch: 8 }], ["a small layer", { d_out: 4096, d_in: 4096, batch: 1 }], ["a card with less bandwidth", { kernel: kernels[0], batch: 1, machine: "NVIDIA RTX 4090" }]]
+  const tries = chips("Try", [["1 bit, plain", { kernel: kernels[0], batch: 1 }], ["1 bit, tensor cores", { kernel: kernels[1], batch: 1 }], ["1 bit, tensor cores, batch 16", { kernel: kernels[1], batch: 16 }], ["a small layer", { d_out: 4096, d_in: 4096, batch: 1 }], ["a card with less bandwidth", { kernel: kernels[0], batch: 1, machine: "NVIDIA RTX 4090" }]]
     .map(([name, change]) => [name, () => set({ bits: 1, ...(change.machine ? ofMachine(change.machine) : {}), ...change })]));
   const tiles = { bytes: tile("To move"), floor: tile("Floor: the bytes arrive"), issue: tile("The instructions issue"), time: tile("Model") };
   const picture = el("div"), bars = el("div"), readout = el("p", { class: "lb-readout", role: "status", "aria-live": "polite" }), source = el("p", { class: "lb-note lb-rf-source" });

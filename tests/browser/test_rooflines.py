@@ -126,13 +126,13 @@ def test_controls_change_the_setting(page: object) -> None:
 
 def test_settings_to_try(page: object) -> None:
     for name, kernel, batch, binds in (("1 bit, tensor cores", "tensor cores", 1, "memory"),
-                                       ("1 bit, tensor cores, batch 8", "tensor cores", 8, "instructions"),
+                                       ("1 bit, tensor cores, batch 16", "tensor cores", 16, "instructions"),
                                        ("1 bit, plain", "plain unpacking", 1, "instructions")):
         page.get_by_role("button", name=name, exact=True).click()
         [said] = told(page, [{}])
         is_model(said, Roofline(8192, 28672, 1, kernel=kernel, batch=batch))
         assert data(page, "binds") == binds
-        assert page.locator(".lb-rf-cross").count() == (batch == 8)
+        assert page.locator(".lb-rf-cross").count() == (batch == 16)
     page.get_by_role("button", name="a card with less bandwidth").click()
     card = MACHINES[2]
     assert float(data(page, "floor")) == pytest.approx(Roofline(8192, 28672, 1, bandwidth=card.bandwidth).floor)
@@ -174,9 +174,9 @@ def test_nothing_is_cut_off(context: object, explorer: live.RooflineExplorer, wi
 
 
 def test_without_points_the_model_is_shown(context: object) -> None:
-    page, problems = opened(context, live.roofline_explorer(bits=2, kernel="tensor cores", batch=8))
+    page, problems = opened(context, live.roofline_explorer(bits=2, kernel="tensor cores", batch=16))
     assert page.locator(".lb-rf-point").count() == 0 and "easured" not in page.locator(".lb-readout").inner_text()
-    assert page.locator(".lb-rf-cross").count() == 1 and "cross at 1.29" in page.locator(".lb-rf-both").inner_text()
+    assert page.locator(".lb-rf-cross").count() == 1 and "cross at 1.32" in page.locator(".lb-rf-both").inner_text()
     assert not problems
     page.close()
 
