@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from lowbit_nb.blocks import catch, handing_on, layers, resident
+from lowbit_nb.blocks import catch, layers, resident
 from lowbit_nb.blocks.hooks import Hooks
+from lowbit_nb.blocks.ondisk import OnDisk
 from lowbit_nb.spill import Room
 from lowbit_nb.subject import Subject
 from lowbit_nb.windows import Windows
@@ -48,9 +51,32 @@ def behind(model: nn.Module, x: Tensor, ids: Tensor | None = None) -> Tensor:
     """
     _, modules = layers(model)
     ids = x.new_zeros(x.shape[:2], dtype=torch.long) if ids is None else ids
-
-    def give(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
-
-    with Hooks([(modules[0], give)], with_kwargs=True), handing_on(modules):
+    with _stepped_over(modules, x, _beside(model, modules)):
         return model(ids, use_cache=False).logits
+
+
+@contextmanager
+def _stepped_over(modules: nn.ModuleList, x: Tensor, beside: tuple | None) -> Iterator[None]:
+    """Within this, every block gives x, whatever it is given, and what a block of this model gives beside its output."""
+    for module in modules:
+        module.forward = lambda *_, **__: x if beside is None else (x, *beside)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+_BESIDE: WeakKeyDictionary[nn.Module, tuple | None] = WeakKeyDictionary()
+
+
+def _beside(model: nn.Module, modules: nn.ModuleList) -> tuple | None:
+    """What the model's blocks return beside their output, if they return more; asked once, with one token."""
+    if isinstance(modules[0], OnDisk):
+        return modules[0].beside
+    if model not in _BESIDE:
+        kept: list = []
+        with Hooks([(modules[0], lambda _, __, y: kept.append(y))], after=True), torch.no_grad():
+            model(torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device), use_cache=False)
+        _BESIDE[model] = kept[0][1:] if isinstance(kept[0], tuple) else None
+    return _BESIDE[model]

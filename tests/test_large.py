@@ -18,7 +18,7 @@ from lowbit_nb import spill
 from lowbit_nb.blocks import catch, layers, resident
 from lowbit_nb.blocks.shelf import CheckpointShelf
 from lowbit_nb.checkpoint import Shards
-from lowbit_nb.onepass import one_pass
+from lowbit_nb.onepass import behind, one_pass
 from lowbit_nb.reconstruct import Budget
 from lowbit_nb.subject import BUNDLED
 from tests import tiny
@@ -125,6 +125,10 @@ def test_blocks_that_return_more_than_their_output(tmp_path):
     assert lb.evaluate.perplexity(blockwise, tiny.windows()) == pytest.approx(lb.evaluate.perplexity(whole, tiny.windows()))
     for ids, logits in one_pass(blockwise, tiny.windows(), 3):
         torch.testing.assert_close(logits, whole.model(ids).logits)
+        blocks, x = catch(whole.model, ids)
+        for block in blocks:
+            x = block.run(x)
+        torch.testing.assert_close(behind(whole.model, x), whole.model(ids).logits)
 
 
 # How much is in memory

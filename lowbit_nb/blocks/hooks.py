@@ -12,16 +12,17 @@ class Stop(Exception):
 
 
 class Hooks:
-    """Forward pre-hooks that are gone when the `with` ends, whatever happens inside.
+    """Forward pre-hooks, or hooks that see the output (`after`), that are gone when the `with` ends, whatever happens inside.
 
     Source: this project. Differs: no difference.
     """
 
-    def __init__(self, wanted: list[tuple[nn.Module, Callable]], with_kwargs: bool = False) -> None:
-        self.wanted, self.with_kwargs, self.handles = wanted, with_kwargs, []
+    def __init__(self, wanted: list[tuple[nn.Module, Callable]], with_kwargs: bool = False, after: bool = False) -> None:
+        self.wanted, self.with_kwargs, self.after, self.handles = wanted, with_kwargs, after, []
 
     def __enter__(self) -> None:
-        self.handles = [m.register_forward_pre_hook(f, with_kwargs=self.with_kwargs) for m, f in self.wanted]
+        add = "register_forward_hook" if self.after else "register_forward_pre_hook"
+        self.handles = [getattr(module, add)(hook, with_kwargs=self.with_kwargs) for module, hook in self.wanted]
 
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:

@@ -87,7 +87,8 @@ class Joint:
         Differs: no difference.
         """
         start = self.start.view(model, ids, blocks) if "loss" in self.start.streams else None
-        return _View(lambda x: behind(model, x), start)
+        dtype = next(model.parameters()).dtype
+        return _View(lambda x: behind(model, x.to(dtype)).float(), start)
 
     def windows(self, n: int) -> list[tuple[int, int, int]]:
         """One window over all n blocks.

@@ -32,7 +32,7 @@ def pack_model(quantized: Quantized, subject: Subject, fused: bool = False) -> S
     Differs: no difference.
     """
     if subject.blockwise:
-        raise ValueError("packed layers stay in memory: load the subject without blockwise=True")
+        raise ValueError("blocks on disk are not for packing: load the subject without blockwise=True")
     rest = dataclasses.replace(quantized, weights={}).apply(subject)  # a copy with edited norms and biases
     for name, stored in quantized.weights.items():
         _exchange(rest.model, name, stored)
