@@ -115,8 +115,7 @@ class Composer(Explorer):
         for i, (kind, words) in enumerate(KINDS.items()):
             if of := [p for p in everything if p["kind"] == kind]:
                 ax.scatter([p["bits"] for p in of], [p["kl"] for p in of], label=words, zorder=3 + i, **show.dots(i))
-        for p in edge[:6]:
-            ax.annotate(p["name"][:40], (p["bits"], p["kl"]), xytext=(5, -11), textcoords="offset points", fontsize=8)
+        ax.step([p["bits"] for p in edge], [p["kl"] for p in edge], where="post", color="#222222", lw=1, label="not beaten")
         ax.set(yscale="log", xlabel="bits a weight, everything counted", ylabel="KL from the original, nats a token",
                title="What was measured")
         _logarithmic(ax)
