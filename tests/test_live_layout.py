@@ -34,9 +34,9 @@ def kernel() -> dict:
     return scope
 
 
-def instructions(bits: int) -> list[list[str]]:
+def instructions(bits: int, half: int) -> list[list[str]]:
     """The kernel's assembly for four words of each kind: [operation, operands...]."""
-    text = kernel()["assembly"](bits)[0].strip("{} ")
+    text = kernel()["assembly"](bits, half)[0].strip("{} ")
     return [re.split(r"[ ,]+", line.strip()) for line in text.split(";") if line.strip() and ".reg" not in line]
 
 
@@ -88,7 +88,7 @@ def test_the_table_frees_the_codes_that_are_packed(bits, number):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_positions_and_counts_are_those_of_the_kernel(bits):
-    position, code = kernel()["position"], instructions(bits)
+    position, code = kernel()["position"], instructions(bits, 0) + instructions(bits, 1)
     for plane in range(lanes.n_planes(bits)):
         assert lanes.pieces(bits, plane, INT8)[0].pos == position(bits, plane)
     named = {"prmt": "join", "shr": "shift", "shl": "shift", "and": "mask", "lop3": "mask", "xor": "mask"}
@@ -104,9 +104,11 @@ def test_the_kernels_assembly_leaves_what_the_table_says(bits):
     words = torch.randint(0, 2**32, (PLANE * (3 if bits == 3 else 1),), generator=torch.Generator().manual_seed(bits))
     patterns = freed(bits, INT8, words)
     for first in (0, 20):
-        four = [int(words[block + first + i]) for block in range(0, len(words), PLANE) for i in range(4)]
-        for plane, register in enumerate(run(instructions(bits), four, n)):
-            assert register == int.from_bytes(bytes(patterns[plane, first : first + 4].tolist()), "little")
+        for half in (0, 1):
+            tiles = (half, 2) if bits == 3 else (0,)
+            words_in = [int(words[PLANE * tile + first + i]) for tile in tiles for i in range(4)]
+            for plane, register in enumerate(run(instructions(bits, half), words_in, n // 2), half * n // 2):
+                assert register == int.from_bytes(bytes(patterns[plane, first : first + 4].tolist()), "little")
 
 
 def test_counts_worked_out_by_hand():
