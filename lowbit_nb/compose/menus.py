@@ -36,7 +36,7 @@ CHOICES: dict[str, dict[str, str]] = {
         "layer": "one layer at a time",
         "block": "all layers of a block together",
         "window": "two neighbouring blocks together (CBQ)",
-        "model": "as layer or block; then steps, codebooks, scales and norms of the whole model are learned together",
+        "model": "as layer or block; then steps, codebooks and scales of the whole model are learned together",
         "block, then model": "as block; then all roundings of the model are learned once more, together, by what it predicts"}}
 
 LEARNED = ("block", "block and angle", "two teachers")  # objectives that something is learned from

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from lowbit_nb import grid as grids
+from lowbit_nb.adaptive import LossView
 from lowbit_nb.blocks import Block
 from lowbit_nb.grid import Grid
 from lowbit_nb.record import Phases
+from lowbit_nb.stored import AffineWeight
 from lowbit_nb.streams import Streams
+from lowbit_nb.transforms import current
 
 Rulers = dict[str, tuple[Tensor, Tensor]]
 
@@ -75,3 +79,40 @@ def asks(start: Start | None, *own: str) -> tuple[str, ...]:
     """
     wanted = {*own, *(start.streams if start else ())}
     return tuple(name for name in ("full", "quant", "loss") if name in wanted)
+
+
+class Beginning:
+    """Mixed into a method that begins with the `start` it holds and learns from there.
+
+    Source: this project. Differs: no difference.
+    """
+
+    start: Start | None
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return asks(self.start, "full", "quant")
+
+    def view(self, model: nn.Module, ids: Tensor, blocks: list[Block]) -> LossView:
+        """How the start asks the end loss, if it does.
+
+        Shapes:  as `OAC.view`.
+        Units:   none.
+        Raises:  nothing.
+        Source:  this project.
+        Differs: no difference.
+        """
+        return self.start.view(model, ids, blocks)
+
+
+def nearest(block: Block, params: dict[str, Tensor], rulers: Rulers, grid: Grid) -> dict[str, AffineWeight]:
+    """What a start has begun, rounded to the nearest marks.
+
+    Shapes:  as `Start.begin`; one stored weight a linear layer.
+    Units:   none.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+    """
+    return {name: AffineWeight.of(grids.quantize(current(block, params, name).float(), s, z, grid), s, z, grid)
+            for name, (s, z) in rulers.items()}

@@ -16,7 +16,7 @@ from lowbit_nb import grid as grids
 from lowbit_nb.blocks import Block
 from lowbit_nb.grid import Grid
 from lowbit_nb.hessian import error_share, gram
-from lowbit_nb.methods._start import Rulers
+from lowbit_nb.methods._start import Rulers, nearest
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.record import Phases
 from lowbit_nb.sites import sites
@@ -59,11 +59,7 @@ class AWQ:
         """
         phases = Phases()
         params, rulers = self.begin(block, streams.quant, None, phases)
-        weights = {}
-        for name, (s, z) in rulers.items():
-            W = current(block, params, name).float()
-            weights[name] = AffineWeight.of(grids.quantize(W, s, z, self.grid), s, z, self.grid)
-        return BlockResult(weights, {"phases": phases}, norms(block, params))
+        return BlockResult(nearest(block, params, rulers, self.grid), {"phases": phases}, norms(block, params))
 
     def begin(self, block: Block, X: Tensor, Y: Tensor | None, phases: Phases) -> tuple[dict[str, Tensor], Rulers]:
         """The scaled parameters of a block and a ruler for every group: where TesseraQ begins.

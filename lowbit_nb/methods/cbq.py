@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowbit_nb import grid as grids
 from lowbit_nb.activations import CLIP, Activations, as_quantized, extended
-from lowbit_nb.adaptive import LossView
 from lowbit_nb.blocks import Block
 from lowbit_nb.crossblock import (
     LoRARounding,
@@ -28,7 +27,7 @@ from lowbit_nb.crossblock import (
 from lowbit_nb.crossblock.window import inside
 from lowbit_nb.grid import Grid
 from lowbit_nb.methods import _targets
-from lowbit_nb.methods._start import Start, asks, begin
+from lowbit_nb.methods._start import Beginning, Start, begin
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.reconstruct import Budget, budget, hard_loss, reconstruct
 from lowbit_nb.record import Phases
@@ -49,7 +48,7 @@ class _Begun:
 
 
 @dataclass(frozen=True)
-class CBQ:
+class CBQ(Beginning):
     """Windows of blocks, two teachers, learned steps, LoRA-Rounding.
 
     window, overlap  blocks learned together, and how many of them the next window sees again
@@ -96,21 +95,6 @@ class CBQ:
         if not 0 <= self.held < 1 or (self.rank is not None and self.rank < 1) or self.ahead < 0:
             raise ValueError(f"held={self.held} must be a share below 1, "
                              f"rank={self.rank} at least 1 or None, and ahead={self.ahead} not negative")
-
-    @property
-    def streams(self) -> tuple[str, ...]:
-        return asks(self.start, "full", "quant")
-
-    def view(self, model: nn.Module, ids: Tensor, blocks: list[Block]) -> LossView:
-        """How a start asks the end loss, if it does.
-
-        Shapes:  as `OAC.view`.
-        Units:   none.
-        Raises:  nothing.
-        Source:  this project.
-        Differs: no difference.
-        """
-        return self.start.view(model, ids, blocks)
 
     def windows(self, n: int) -> list[tuple[int, int, int]]:
         """The windows over n blocks, with the blocks ahead of them.

@@ -17,11 +17,10 @@ from lowbit_nb.activations import Activations
 from lowbit_nb.blocks import Block
 from lowbit_nb.grid import Grid
 from lowbit_nb.hessian import gram
-from lowbit_nb.methods._start import Rulers
+from lowbit_nb.methods._start import Rulers, nearest
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.record import Phases
 from lowbit_nb.sites import sites
-from lowbit_nb.stored import AffineWeight
 from lowbit_nb.streams import Streams
 from lowbit_nb.transforms import current, norms, scale, smoothing
 
@@ -57,11 +56,7 @@ class SmoothQuant:
         """
         phases = Phases()
         params, rulers = self.begin(block, streams.quant, None, phases)
-        weights = {}
-        for name, (s, z) in rulers.items():
-            W = current(block, params, name).float()
-            weights[name] = AffineWeight.of(grids.quantize(W, s, z, self.grid), s, z, self.grid)
-        return BlockResult(weights, {"phases": phases}, norms(block, params))
+        return BlockResult(nearest(block, params, rulers, self.grid), {"phases": phases}, norms(block, params))
 
     def begin(self, block: Block, X: Tensor, Y: Tensor | None, phases: Phases) -> tuple[dict[str, Tensor], Rulers]:
         """The smoothed parameters of a block and a ruler for every group.

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
 
 from lowbit_nb.activations import Activations, as_quantized
-from lowbit_nb.adaptive import LossView
 from lowbit_nb.blocks import Block
 from lowbit_nb.methods import _targets
-from lowbit_nb.methods._start import Start, asks, begin
+from lowbit_nb.methods._start import Beginning, Start, begin
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.reconstruct import Budget, budget, reconstruct
 from lowbit_nb.record import Phases
@@ -28,7 +26,7 @@ from lowbit_nb.transforms import current, norms
 
 
 @dataclass(frozen=True)
-class TesseraQ:
+class TesseraQ(Beginning):
     """Progressive adaptive rounding and dequantization scale tuning by block reconstruction.
 
     start     the method whose scaling and rulers it begins with (AWQ, OmniQuant), or feedback (GPTQ, OAC): each weight then
@@ -65,21 +63,6 @@ class TesseraQ:
         begun = getattr(self.start, "activations", None)
         if begun and begun != self.activations:
             raise ValueError(f"the start rounds activations by {begun} and TesseraQ by {self.activations}: give both the same")
-
-    @property
-    def streams(self) -> tuple[str, ...]:
-        return asks(self.start, "full", "quant")
-
-    def view(self, model: nn.Module, ids: Tensor, blocks: list[Block]) -> LossView:
-        """How a start asks the end loss, if it does.
-
-        Shapes:  as `OAC.view`.
-        Units:   none.
-        Raises:  nothing.
-        Source:  this project.
-        Differs: no difference.
-        """
-        return self.start.view(model, ids, blocks)
 
     def quantize_block(self, block: Block, streams: Streams) -> BlockResult:
         """Start, then learn one block's roundings together.
