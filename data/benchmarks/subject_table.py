@@ -9,16 +9,13 @@ Rows of an earlier run stay in the file unless this run makes them again; every 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import re
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
+from recorded import keep, opened
 
 import lowbit_nb as lb
 from lowbit_nb.bilevel import Second
@@ -178,18 +175,9 @@ def main() -> None:
     print(session := lb.setup())
     subject = lb.load(device=session.device)
     held_out = lb.text.evaluation(subject.tokenizer, n=a.windows)
-    table = json.loads(a.out.read_text()) if a.out.exists() else {
-        "what": "the bundled subject", "evaluation": held_out.protocol,
-        "original_perplexity": lb.evaluate.perplexity(subject, held_out), "runs": [], "rows": []}
-    if table["evaluation"] != held_out.protocol:
-        raise SystemExit(f"{a.out} was measured on other text ({table['evaluation']}); give another --out")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
-    table["runs"].append({"device": device, "torch": torch.__version__, "python": platform.python_version(),
-                          "command": "python " + " ".join(sys.argv), "note": a.note})
+    table = opened(a.out, "the bundled subject", subject, held_out, a.note)
     for row in rows(subject, held_out, a, len(table["runs"]) - 1):
-        print(row, flush=True)
-        table["rows"] = [old for old in table["rows"] if key(old) != key(row)] + [row]
-        a.out.write_text(json.dumps(table, indent=1) + "\n")
+        keep(table, row, key, a.out)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import re
-import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
+from recorded import this_run
 from subject_table import EndToEnd, Then, finetune, with_activations
 
 import lowbit_nb as lb
@@ -208,11 +207,9 @@ def main() -> None:
     print(session := lb.setup())
     subject = lb.load(device=session.device)
     held_out = lb.text.evaluation(subject.tokenizer, n=a.windows)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
     table = {"what": "the bundled subject, every method by one protocol", "evaluation": held_out.protocol,
              "original": {"perplexity": lb.evaluate.perplexity(subject, held_out), "parse": lb.evaluate.parse_rate(subject)},
-             "runs": [{"device": device, "torch": torch.__version__, "python": platform.python_version(),
-                       "command": "python " + " ".join(sys.argv), "note": a.note}], "rows": []}
+             "runs": [this_run(a.note)], "rows": []}
     for plan, seed in tasks(a):
         try:
             row = measure(subject, held_out, plan, seed, a.batch)
