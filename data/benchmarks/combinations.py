@@ -37,7 +37,7 @@ RECIPES = [
     JOINT, replace(JOINT, bits=3), replace(JOINT, bits=4), replace(JOINT, bits=1, group=128),
     replace(LEARNED, scope="block, then model"),  # W4A4
     # what they are made of, alone
-    PROGRESSIVE, replace(PROGRESSIVE, bits=3), replace(PROGRESSIVE, bits=1, group=128), LEARNED,
+    PROGRESSIVE, replace(PROGRESSIVE, bits=3), replace(PROGRESSIVE, bits=4), replace(PROGRESSIVE, bits=1, group=128), LEARNED,
     # then only the steps, or the vectors
     replace(PROGRESSIVE, scope="model"), replace(FEEDBACK, scope="model"), replace(FEEDBACK, objective="loss", scope="model"),
     replace(FAST, grid="codebook", rounding="feedback", objective="loss", scope="model"),

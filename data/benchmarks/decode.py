@@ -4,12 +4,14 @@
 
 One sequence, a prompt of 32 tokens, 128 new ones; the prompt is not timed.  "own" steps are transformers' forward pass, "slim"
 ones `lowbit_nb.packed.slim`; both are captured alike, for 16 bits too.  Packed weights are random words and scales, so tokens
-mean nothing; what takes time is the same.  Every row says whether it wrote the tokens that the eager step writes.
+mean nothing; what takes time is the same.  Every row says whether it wrote the tokens that the eager step writes.  Captured
+slim steps are also timed with a piece left out (the numbers are then wrong): what that piece adds to a step.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import re
@@ -19,6 +21,7 @@ import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from unittest import mock
 
 import torch
 import transformers
@@ -27,6 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lowbit_nb import packing
 from lowbit_nb.grid import Grid
+from lowbit_nb.kernels import between, tensorcore
 from lowbit_nb.packed import PackedLinear
 from lowbit_nb.packed.decoder import Decoder
 
@@ -116,6 +120,27 @@ def bill(decoder: Decoder, prompt: torch.Tensor, steps: int = 4) -> dict:
             "other": {k: round(v, 1) for k, v in rest.most_common(3)}}
 
 
+def left_out(decoder: Decoder, prompt: torch.Tensor, n: int) -> dict[str, float]:
+    """Milliseconds a step without a piece, captured anew; "products only" leaves out all of them."""
+    config = decoder.model.config
+    heads, wide = config.num_attention_heads * config.head_dim, config.intermediate_size
+
+    def no_bytes(x: torch.Tensor, columns: torch.Tensor, first: object, second: object, *rest: object) -> tuple:
+        return tensorcore._bytes(x, first, "a"), tensorcore._bytes(x, second, "b") if first is not second else None
+
+    pieces = {"attention": (between, "attend", lambda qkv, *rest: qkv[:, :heads]),
+              "gate": (between, "gate", lambda x: x[:, :wide]),
+              "norms": (between, "add_norm", lambda h, *rest: h), "bytes of x": (tensorcore, "_prepare", no_bytes)}
+    ms, chosen_by_name = {}, {name: [piece] for name, piece in pieces.items()} | {"products only": [*pieces.values()]}
+    for name, chosen in chosen_by_name.items():
+        with contextlib.ExitStack() as stack:
+            for piece in chosen:
+                stack.enter_context(mock.patch.object(*piece))
+            decoder.step = decoder._prepared()
+            ms[name] = 1e3 * statistics.median(seconds_a_step(decoder, prompt, n, 5))
+    return ms
+
+
 def measure(model: nn.Module, weights: str, mode: str, slim: bool, a: argparse.Namespace, wanted: torch.Tensor | None) -> dict:
     """One row: a decoder made, checked against tokens, timed."""
     torch.cuda.empty_cache()
@@ -135,6 +160,7 @@ def measure(model: nn.Module, weights: str, mode: str, slim: bool, a: argparse.N
         row["same_tokens_as_eager"] = int((tokens == wanted).sum()), wanted.numel()
     if mode == "captured":
         row["bill"] = bill(decoder, prompt, min(4, a.tokens - 1))
+        row |= {"ms_without": left_out(decoder, prompt, a.tokens)} if slim else {}
     return row | {"tokens": tokens}
 
 
@@ -150,7 +176,8 @@ def rows(model: nn.Module, weights: str, modes: list[tuple[str, bool]], a: argpa
         print(" | ".join([weights, mode, row["step"], f"{row['tokens_a_second']:.1f} tok/s",
                           f"{row['ms_a_token']:.3f} ms", f"{row['weight_GB']:.2f} GB", f"peak {row['peak_GB']:.2f} GB",
                           f"ready {row['seconds_until_ready']} s",
-                          str(row.get("same_tokens_as_eager", "")), str(row.get("bill", ""))]), flush=True)
+                          str(row.get("same_tokens_as_eager", "")), str(row.get("bill", "")), str(row.get("ms_without", ""))]),
+              flush=True)
     return made
 
 

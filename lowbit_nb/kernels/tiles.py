@@ -12,6 +12,7 @@ from pathlib import Path
 
 WIDTHS = {0: 2048, 1: 2048, 2: 1024, 3: 2048, 4: 512, 8: 256}  # bits (0: mixed) -> columns of a slice
 SHAPES = ((4096, 4096), (4096, 11008), (14336, 4096), (8192, 28672))
+FUSED = ((6144, 4096), (28672, 4096), (4096, 14336))  # query, key, value; gate, up; down of an 8B model
 PROGRAMS = 132 * 3  # programs that an H200 holds at once
 TABLE = Path(__file__).parent / "tiles.json"
 # rows, warps, programs in units of PROGRAMS, stages, registers, apart, parts

@@ -170,13 +170,15 @@ def main() -> None:
     Differs: no difference.
     """
     p = argparse.ArgumentParser(description="Measure how products are cut, and write the table.")
-    p.add_argument("--shapes", default=",".join(f"{o}x{i}" for o, i in tiles.SHAPES))
+    p.add_argument("--shapes", default=",".join(f"{o}x{i}" for o, i in tiles.SHAPES + tiles.FUSED))
+    p.add_argument("--batches", type=int, nargs="+", default=tiles.BATCHES, help="rows of x")
     p.add_argument("--bits", default="0,1,2,3,4,8", help="0: a mixed weight")
     p.add_argument("--out", type=Path, default=tiles.TABLE)
     p.add_argument("--workers", type=int, default=4, help="processes that compile")
     a = p.parse_args()
     shapes = tuple(tuple(map(int, shape.split("x"))) for shape in a.shapes.split(","))
-    for key, (us, cut) in tune(tuple(map(int, a.bits.split(","))), shapes, path=a.out, workers=a.workers).items():
+    bits, batches = tuple(map(int, a.bits.split(","))), tuple(a.batches)
+    for key, (us, cut) in tune(bits, shapes, batches=batches, path=a.out, workers=a.workers).items():
         print(*key, f"{us:.2f} us", cut, flush=True)
 
 
