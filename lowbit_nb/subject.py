@@ -103,7 +103,7 @@ def load(name: str | Path | None = None, dtype: torch.dtype = torch.float32,
     Shapes:  none.
     Units:   none.
     Raises:  FileNotFoundError if nothing of that name is found (says where it was looked for);
-             ValueError if the files are damaged, incomplete, edited, or hold non-finite weights.
+             ValueError if the files are damaged, incomplete, edited, without a tokenizer, or hold non-finite weights.
     Source:  this project; files are read by transformers.
     Differs: generation is greedy and silent until a caller asks for sampling; the cache comes before the hub.
     """
@@ -183,11 +183,20 @@ def _read(folder: str, name: str | Path, dtype: torch.dtype, lent_to: torch.devi
     except Exception as error:
         raise ValueError(f"{name}: the files in {folder} cannot be read ({type(error).__name__}: "
                          f"{str(error).strip()[:300]}); copy or download them anew") from error
+    _check_tokenizer(tokenizer, Path(folder), name)
     if lent_to is not None:
         return shelf.lending(), tokenizer
     _check_complete(report, name)
     check_finite(model.named_parameters(), str(name))
     return model, tokenizer
+
+
+def _check_tokenizer(tokenizer: Any, folder: Path, name: str | Path) -> None:
+    """transformers makes an empty tokenizer of some kinds if none was saved; here that is an error."""
+    files = sorted(set(getattr(tokenizer, "vocab_files_names", {}).values()))
+    if files and not any((folder / file).is_file() for file in files):
+        raise ValueError(f"{name}: there is no tokenizer in {folder}: none of {', '.join(files)}; copy the tokenizer's files "
+                         "beside the weights")
 
 
 def _check_complete(report: Mapping[str, Any], name: str | Path) -> None:

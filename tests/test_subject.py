@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lowbit_nb import subject as room
 from lowbit_nb.subject import BUNDLED, load
+from tests import tiny
 from tests.layers import ROOT
 
 CARD = json.loads((BUNDLED / "card.json").read_text(encoding="utf-8"))
@@ -99,6 +100,14 @@ def test_truncated_file(copy):
     (copy / "model.safetensors").write_bytes(raw[: len(raw) // 2])
     with pytest.raises(ValueError, match="cannot be read"):
         load(copy, device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "opt"])  # transformers would give these an empty tokenizer
+@pytest.mark.parametrize("blockwise", [False, True])
+def test_a_folder_without_a_tokenizer(tmp_path, kind, blockwise):
+    tiny.model(kind).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no tokenizer in .*vocab\.json.*beside the weights"):
+        load(tmp_path, blockwise=blockwise)
 
 
 def test_folder_without_a_checkpoint(tmp_path):
