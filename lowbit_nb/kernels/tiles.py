@@ -22,10 +22,10 @@ CUTS = {
         (32, 2, 4 / 3, 3, None, True, 1), (32, 2, 1, 4, None, True, 1), (32, 2, 2, 2, 80, True, 1)),
     8: ((64, 4, 1, 3, None, True, 1), (64, 4, 4 / 3, 2, 128, True, 1), (64, 4, 4 / 3, 3, 128, True, 1),
         (64, 4, 2 / 3, 4, None, True, 1), (32, 2, 4 / 3, 3, None, True, 1), (32, 2, 1, 4, None, True, 1),
-        (64, 2, 1, 3, None, True, 1), (64, 4, 1, 3, None, True, 2), (64, 4, 4 / 3, 3, 128, True, 2)),
+        (64, 2, 1, 3, None, True, 1), (64, 4, 1, 3, None, True, 2)),
     16: ((64, 4, 2 / 3, 3, None, True, 1), (64, 4, 1, 3, 168, True, 1), (64, 4, 4 / 3, 2, 128, True, 1),
-         (32, 2, 1, 3, None, True, 1), (64, 4, 2 / 3, 3, None, True, 2), (64, 4, 1, 3, 168, True, 2)),
-    "halves": ((32, 4, 1, 3, None, False, 1), (32, 4, 1, 5, None, False, 1), (32, 4, 2, 2, None, False, 1))}
+         (32, 2, 1, 3, None, True, 1), (64, 4, 2 / 3, 3, None, True, 2)),
+    "halves": ((32, 4, 2, 2, None, False, 1),)}
 LAST = 8192  # partial sums that the last program of a share adds sooner than a launch of its own would; apart None: this rule
 BATCHES = (1, 8, 16)  # rows of x that plans are measured for
 
