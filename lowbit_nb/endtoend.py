@@ -78,13 +78,16 @@ def finetune(subject: Subject, quantized: Quantized, windows: Windows,
     if subject.blockwise:
         raise ValueError("end to end, the gradient needs the whole model in memory: load the subject without blockwise=True")
     run = _Run(subject, quantized, windows.ids.to(subject.device), how)
-    best, story = run.hard(), []
-    story.append({"kl": None, "held_kl": best[0]})
-    for _ in range(how.rounds):
-        learned = run.round()
-        now = run.hard()
-        story.append({"kl": learned, "held_kl": now[0]})
-        best = now if now[0] < best[0] else best
+    try:
+        best, story = run.hard(), []
+        story.append({"kl": None, "held_kl": best[0]})
+        for _ in range(how.rounds):
+            learned = run.round()
+            now = run.hard()
+            story.append({"kl": learned, "held_kl": now[0]})
+            best = now if now[0] < best[0] else best
+    finally:
+        run.step = None  # it holds the run, and the run it: a captured graph goes now, not when the collector comes
     settings = quantized.settings | {"end_to_end": asdict(how) | {"windows": windows.sha256}}
     return dataclasses.replace(quantized, weights=best[1], params=quantized.params | best[2], settings=settings), story
 

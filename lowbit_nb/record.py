@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lowbit_nb.activations import Activations, add_parameter, apply_to
 from lowbit_nb.bits import BitBudget, item
-from lowbit_nb.blocks import block_of
+from lowbit_nb.blocks import block_of, give_back
 from lowbit_nb.stored import StoredWeight
 from lowbit_nb.subject import Subject
 
@@ -114,6 +114,7 @@ class Quantized:
 
     def _lend(self, model: nn.Module) -> None:
         """The same for blocks on disk: nothing is made before a block is asked for."""
+        give_back(model)
         device = next(p.device for p in model.parameters() if not p.is_meta)
         for name in [f"{name}.weight" for name in self.weights] + list(self.params):
             own = _parameter(model, name)
@@ -128,8 +129,10 @@ class Quantized:
 
     @property
     def activations(self) -> Activations | None:
-        """How activations are rounded: as the method did, or as `with_activations` said afterwards; None: not at all."""
-        said = self.settings.get("activations") or self.settings["settings"].get("activations")
+        """How activations are rounded: as the method or its start did, or as `with_activations` said; None: not at all."""
+        said, method = self.settings.get("activations"), self.settings["settings"]
+        while not said and isinstance(method, dict):
+            said, method = method.get("activations"), method.get("start") or method.get("backend")
         return Activations(**said) if said else None
 
     def with_activations(self, activations: Activations) -> Quantized:

@@ -6,8 +6,11 @@ backward and Adam run without Python in between.
 
 from __future__ import annotations
 
+import gc
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -74,7 +77,7 @@ class CapturedSteps(Steps):
         torch.cuda.current_stream().wait_stream(side)
         self.optimiser.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with _nothing_collected(), torch.cuda.graph(self.graph):
             self.out = super().take(self.pick)
 
     def restart(self, speed: float = 1.0) -> None:
@@ -118,18 +121,33 @@ def steps(loss: Loss, groups: list[dict], rates: dict[str, float], pick: Tensor)
     if not pick.is_cuda:
         return Steps(loss, groups, rates)
     variables = [p for g in groups for p in g["params"]]
-    before = [p.detach().clone() for p in variables]
+    before, stream = [p.detach().clone() for p in variables], torch.cuda.current_stream(pick.device)
     try:
         return CapturedSteps(loss, groups, rates, pick)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        torch.cuda.set_stream(stream)  # a capture that fails at its end stays on its own
+        if not re.search("captur|graph", str(error), re.I):
+            raise
         warnings.warn(f"a step of this block cannot be captured and runs slower: {error}", stacklevel=2)
         return Steps(loss, groups, rates)
     finally:  # warming up has taken steps
         with torch.no_grad():
             for p, was in zip(variables, before, strict=True):
                 p.copy_(was)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Within this, Python's collector rests: a graph that it destroys would break the capture of another."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 def _adam(groups: list[dict], rates: dict, capturable: bool = False) -> torch.optim.Adam:

@@ -278,12 +278,38 @@ def test_steps_are_learned_after_feedback_and_codes_stay(start) -> None:
     assert tuned.trace[0]["end"] < tuned.trace[0]["start"] and len(tuned.params) == 2 * 2
 
 
+def test_a_start_s_rounded_activations_are_not_lost() -> None:
+    made = quantize(small()[0], GPTQ(GRID, start=SmoothQuant(GRID, activations=lb.Activations(8))), small()[1], progress=False)
+    assert made.activations == lb.Activations(8)
+
+
+def test_one_bit_with_learned_ends_runs() -> None:
+    picked = Recipe("none", "learned clip", "progressive", "block", "block", 1, 16, budget=SHORT)
+    assert picked.reasons() == [] and picked.run(*small(), progress=False).bits().per_weight > 1
+
+
+def test_windows_that_begin_at_feedback_are_kept_in_a_work_folder(tmp_path) -> None:
+    """What a window carries on comes from feedback's transposed walk."""
+    method = CBQ(GRID, None, SHORT, start=GPTQ(GRID))
+    subject, windows = tiny.subject(num_hidden_layers=3), tiny.windows(4, 16)
+    plain = quantize(subject, method, windows, progress=False)
+    kept = quantize(subject, method, windows, tmp_path / "work", progress=False)
+    assert all(torch.equal(plain.weights[n].q, kept.weights[n].q) for n in plain.weights)
+
+
 def test_settings_that_contradict_each_other_are_refused() -> None:
     for made, said in ((lambda: GPTQ(GRID, shift=True, start=AWQ(GRID)), "use one of them"),
                        (lambda: GPTQ(GRID, start=AWQ(lb.Grid(3, 16))), "give both the same grid"),
                        (lambda: GPTQ(GRID, start=GPTQ(GRID)), "GPTQ hands out what it would round to, and GPTQ begins"),
                        (lambda: OmniQuant(GRID, start=OAC(GPTQ(GRID))), "OAC hands out what it would round to"),
                        (lambda: OAC(GPTQ(GRID, start=AWQ(GRID))), "a backend under OAC has no start"),
+                       (lambda: OAC(GPTQ(GRID, tune=SHORT)), "OAC does not tune"),
+                       (lambda: TesseraQ(GPTQ(GRID, tune=SHORT)), "GPTQ tunes what it has stored, and TesseraQ begins before"),
+                       (lambda: TesseraQ(VPTQ()), "VPTQ has no rulers that TesseraQ could begin with"),
+                       (lambda: GPTQ(GRID, start=LRQuant(GRID)), "LRQuant has no rulers that GPTQ could begin with"),
+                       (lambda: CBQ(GRID, start=LRQuant(GRID)), "LRQuant has no rulers that CBQ could begin with"),
+                       (lambda: TesseraQ(GPTQ(GRID, start=SmoothQuant(GRID, activations=lb.Activations(8)))),
+                        "give both the same"),
                        (lambda: TesseraQ(AWQ(GRID), objective="l1"), "objective='l1' is unknown"),
                        (lambda: OmniQuant(GRID, teachers=3), "teachers=3 must be 1"),
                        (lambda: OmniQuant(GRID, scaling=True, base=1.0), "base=1.0 of the logarithm")):

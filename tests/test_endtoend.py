@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 import lowbit_nb as lb
-from lowbit_nb import stored
+from lowbit_nb import endtoend, stored
 from lowbit_nb.checkpoint import load_quantized, save_quantized
 from lowbit_nb.codebooks.centroids import LearnedCodebooks
 from lowbit_nb.codebooks.codebook import Codebook
@@ -230,3 +232,23 @@ def test_what_is_refused(pair, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lb.Subject, "blockwise", True)
     with pytest.raises(ValueError, match="needs the whole model in memory"):
         finetune(subject, q, tiny.windows())
+
+
+def test_nothing_of_a_run_outlives_it(monkeypatch) -> None:
+    """A step holds the run and the run its step; a captured graph must not wait for the collector."""
+    made, plain = [], endtoend.make_steps
+
+    def noted(*args: object) -> object:
+        step = plain(*args)
+        made.append(weakref.ref(step))
+        return step
+
+    monkeypatch.setattr(endtoend, "make_steps", noted)
+    subject = tiny.subject()
+    record = quantize(subject, lb.RTN(GRID), progress=False)
+    gc.disable()
+    try:
+        finetune(subject, record, tiny.windows(), EndToEnd(1, 1, 2))
+        assert len(made) == 1 and made[0]() is None
+    finally:
+        gc.enable()

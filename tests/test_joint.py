@@ -26,6 +26,14 @@ def run(method: Method, kind: str = "llama") -> object:
     return quantize(tiny.subject(kind), method, tiny.windows(), progress=False)
 
 
+def test_a_start_that_cannot_be_learned_again_is_refused_at_the_first_block(monkeypatch) -> None:
+    seen, plain = [], GPTQ.quantize_block
+    monkeypatch.setattr(GPTQ, "quantize_block", lambda self, block, given: seen.append(block) or plain(self, block, given))
+    with pytest.raises(ValueError, match="affine marks in natural order"):
+        run(Joint(GPTQ(GRID, order="act"), STILL))
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 def test_what_lies_behind_the_last_block_gives_the_models_logits(kind: str) -> None:
     model, ids = tiny.model(kind), tiny.windows(3, 24).ids

@@ -215,6 +215,35 @@ def test_weights_exchanged_while_a_block_is_away_are_refused(llama):
         blocks[1].run(X, {"mlp.up_proj": W})
 
 
+def test_a_record_applied_while_a_block_is_in_memory_is_the_same(llama):
+    subject, windows = lb.load(llama, blockwise=True), tiny.windows(2, 16)
+    record = lb.quantize(subject, lb.RTN(GRID), progress=False)
+    with torch.no_grad():
+        wanted = record.apply(subject).model(windows.ids).logits
+        with resident([layers(subject.model)[1][1]]):
+            other = record.apply(subject)
+            assert torch.equal(other.model(windows.ids).logits, wanted)
+        assert torch.equal(other.model(windows.ids).logits, wanted) and empty(subject) and empty(other)
+
+
+def test_a_block_that_cannot_be_read_once_can_be_read_later(llama, monkeypatch):
+    subject, ids, plain = lb.load(llama, blockwise=True), tiny.windows(2, 16).ids, CheckpointShelf.read
+    with torch.no_grad():
+        wanted = subject.model(ids).logits
+
+    def short(self, block):
+        found = plain(self, block)
+        found.pop(next(reversed(found)))
+        return found
+
+    monkeypatch.setattr(CheckpointShelf, "read", short)
+    with pytest.raises(ValueError, match="not in the checkpoint"), torch.no_grad():
+        subject.model(ids)
+    monkeypatch.setattr(CheckpointShelf, "read", plain)
+    with torch.no_grad():
+        assert torch.equal(subject.model(ids).logits, wanted)
+
+
 def test_a_blockwise_subject_is_not_packed(llama):
     subject = lb.load(llama, blockwise=True)
     made = lb.quantize(subject, METHODS["RTN"], progress=False)

@@ -351,3 +351,28 @@ def test_a_step_that_waits_for_the_gpu_falls_back(gpu: torch.device) -> None:
     written.restart()
     assert close([step.take(k) for k in ours.picks], [written.take(k) for k in plain.picks])
     assert torch.isfinite(torch.zeros(1, device=gpu) + 1).all()  # the device is not left in a failed state
+
+
+@pytest.mark.parametrize("said, falls_back", [("operation failed due to a previous error during capture", True),
+                                              ("an illegal memory access was encountered", False)])
+def test_only_a_failed_capture_is_run_plainly(monkeypatch, said: str, falls_back: bool) -> None:
+    """Without a GPU: a pick that says it is on one, and a capture that fails."""
+    def failing(*_: object) -> None:
+        raise RuntimeError(said)
+
+    class Pick:
+        is_cuda, device = True, None
+
+    monkeypatch.setattr(steps, "CapturedSteps", failing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the one before")
+    back = []
+    monkeypatch.setattr(torch.cuda, "set_stream", back.append)
+    p = torch.zeros(2, requires_grad=True)
+    groups = [{"params": [p], "role": "a"}]
+    if falls_back:
+        with pytest.warns(UserWarning, match="runs slower"):
+            assert isinstance(steps.steps(lambda pick: p.sum(), groups, RATES, Pick()), Steps)
+    else:
+        with pytest.raises(RuntimeError, match="illegal"):
+            steps.steps(lambda pick: p.sum(), groups, RATES, Pick())
+    assert back == ["the one before"]

@@ -7,6 +7,6 @@ share an input.  Weights are exchanged functionally, so the model under study is
 
 from lowbit_nb.blocks.block import Block
 from lowbit_nb.blocks.catching import block_of, catch, layers
-from lowbit_nb.blocks.ondisk import handing_on, put, put_on_disk, resident
+from lowbit_nb.blocks.ondisk import give_back, handing_on, put, put_on_disk, resident
 
-__all__ = ["Block", "block_of", "catch", "handing_on", "layers", "put", "put_on_disk", "resident"]
+__all__ = ["Block", "block_of", "catch", "give_back", "handing_on", "layers", "put", "put_on_disk", "resident"]

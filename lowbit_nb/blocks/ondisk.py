@@ -149,7 +149,7 @@ def _fetch(module: nn.Module) -> None:
         if lost := [name for name, t in module.named_buffers() if t.is_meta]:
             raise ValueError(f"{loan.block}.{lost[0]} was made while the block's weights are on disk: a blockwise subject is "
                              "not for packing; load it without blockwise=True")
-        found = loan.shelf.read(loan.block) if placeholders.keys() - loan.instead.keys() else {}
+        found, values = loan.shelf.read(loan.block) if placeholders.keys() - loan.instead.keys() else {}, {}
         for name, old in placeholders.items():
             value = loan.instead[name]() if name in loan.instead else found.pop(name, None)
             if value is None:
@@ -158,9 +158,26 @@ def _fetch(module: nn.Module) -> None:
             if value.shape != old.shape:
                 raise ValueError(f"{loan.block}.{name} is {tuple(old.shape)} in the subject, and {tuple(value.shape)} in what "
                                  "was to take its place")
-            put(module, name, nn.Parameter(value, requires_grad=False))
+            values[name] = nn.Parameter(value, requires_grad=False)
+        for name, value in values.items():  # all or none
+            put(module, name, value)
         loan.away = placeholders
     loan.users += 1
+
+
+def give_back(model: nn.Module) -> None:
+    """Put the placeholders of all blocks on disk back: for a copy of a model that was made while some were in memory.
+
+    Shapes:  a model, changed in place.
+    Units:   none.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+    """
+    for module in model.modules():
+        if isinstance(module, OnDisk) and module.loan.users:
+            module.loan.users = 1
+            _release(module)
 
 
 def _release(module: nn.Module) -> None:

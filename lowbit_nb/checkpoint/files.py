@@ -36,7 +36,7 @@ def write(path: Path, weights: dict[str, StoredWeight], params: dict[str, Tensor
     Differs: no pickle; settings travel with the tensors.
     """
     tensors = {f"{layer}/{name}": t.cpu() for layer, w in weights.items() for name, t in w.pack().items()}
-    tensors |= {f"{PARAMS}/{name}": t.cpu() for name, t in params.items()}
+    tensors |= {f"{PARAMS}/{name}": t.cpu().contiguous() for name, t in params.items()}
     notes = notes | {"format": FORMAT, "layers": {layer: w.meta() for layer, w in weights.items()},
                      "dequantized_sha256": {k: stored.checksum(weights[k]) for k in _probes(weights)}}
     text = json.dumps(notes)

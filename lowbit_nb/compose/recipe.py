@@ -132,7 +132,8 @@ class Recipe:
     # what the parts are made of
 
     def _grid(self) -> Grid:
-        return Grid(self.bits, group=self.group, zero_inside=self.bits > 1)  # one bit: two marks anywhere
+        learned = self.grid == "learned clip"  # one bit: two marks anywhere, but learned ends hold zero between them
+        return Grid(self.bits, group=self.group, zero_inside=self.bits > 1 or learned)
 
     def _rounded(self) -> Activations | None:
         return Activations(self.activations) if self.activations else None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from inspect import signature
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from lowbit_nb import grid as grids
+from lowbit_nb.activations import Activations
 from lowbit_nb.adaptive import LossView
 from lowbit_nb.blocks import Block
 from lowbit_nb.grid import Grid
@@ -58,11 +61,51 @@ def check(start: Start | None, grid: Grid, who: str) -> None:
     """
     if start is None:
         return
+    refuse(start, who)
     if hasattr(start, "quantize_layer") or hasattr(start, "backend"):
         raise ValueError(f"{type(start).__name__} hands out what it would round to, and {who} begins at weights; let TesseraQ "
                          "or CBQ begin there")
     if start.grid != grid:
         raise ValueError(f"the start rounds to {start.grid} and {who} to {grid}: give both the same grid")
+
+
+def refuse(start: Start, who: str) -> None:
+    """Refuse what hands out no rulers, and what would tune its stored weights, of which only the rulers are taken.
+
+    Shapes:  none.
+    Units:   none.
+    Raises:  ValueError in both cases, also for a start's own start.
+    Source:  this project.
+    Differs: no difference.
+    """
+    for one in _chain(start):
+        name, begins = type(one).__name__, getattr(one, "begin", None)
+        if begins is None or "phases" not in signature(begins).parameters:  # LRQuant and PTQ1.61 begin in another way
+            raise ValueError(f"{name} has no rulers that {who} could begin with; use RTN, GPTQ, AWQ, SmoothQuant, OmniQuant or "
+                             "OAC(GPTQ)")
+        if getattr(one, "tune", None):
+            raise ValueError(f"{name} tunes what it has stored, and {who} begins before that: leave the start's tune None")
+
+
+def round_alike(start: Start, who: str, activations: Activations | None) -> None:
+    """Refuse a start, or a start's start, that rounds activations in another way than the method that goes on.
+
+    Shapes:  none.
+    Units:   none.
+    Raises:  ValueError naming both.
+    Source:  this project.
+    Differs: no difference.
+    """
+    for one in _chain(start):
+        if getattr(one, "activations", None) not in (None, activations):
+            raise ValueError(f"the start rounds activations by {one.activations} and {who} by {activations}: give both the "
+                             "same")
+
+
+def _chain(start: object | None) -> Iterator[object]:
+    while start is not None and not isinstance(start, str):  # VPTQ's start, say, is a name
+        yield start
+        start = getattr(start, "start", None) or getattr(start, "backend", None)
 
 
 def asks(start: Start | None, *own: str) -> tuple[str, ...]:

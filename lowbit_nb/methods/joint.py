@@ -44,8 +44,8 @@ class Joint:
     start    a method that rounds block by block to affine marks: TesseraQ, or GPTQ and OAC without a transform
     pull     where a weight begins again: at itself (0), at what the start made of it (1), or between
     blocks   weight of the blocks' own outputs beside the predictions (`crossblock.predictions`)
-    budget   a named one takes twice as many steps with four times as many windows as block by block: Budget(20, 100, 16) is
-             "fast"; schedule, reach, activations as in `TesseraQ`
+    budget   a named one takes twice as many steps as block by block, "demo" and "fast" with four times as many windows:
+             Budget(20, 100, 16) is "fast"; schedule, reach, activations as in `TesseraQ`
 
     All blocks are held in memory with the outputs of each for all windows: for small models, or few windows.
 
@@ -137,17 +137,22 @@ class Joint:
         results = []
         for block in blocks:
             results.append(self.start.quantize_block(block, own))
+            self._check(block, results[-1])
             advance(results[-1], block, own, self.activations)
         return results
 
-    def _again(self, block: Block, result: BlockResult, name: str) -> SoftRounding:
-        stored = result.weights[name]
-        if not isinstance(stored, AffineWeight) or stored.perm is not None:
-            raise ValueError(f"{block.name}.{name} is stored as {type(stored).__name__} (with an order of its own, perhaps): "
-                             "roundings can be learned again only between affine marks in natural order")
+    def _check(self, block: Block, result: BlockResult) -> None:
+        """Refuse, at the first block, what cannot be learned again."""
+        for name, stored in result.weights.items():
+            if not isinstance(stored, AffineWeight) or stored.perm is not None:
+                raise ValueError(f"{block.name}.{name} is stored as {type(stored).__name__} (with an order of its own, "
+                                 "perhaps): roundings can be learned again only between affine marks in natural order")
         if result.params and not result.aims:
             raise ValueError(f"{type(self.start).__name__} has edited {block.name} and does not say what it rounded there; "
-                             "let TesseraQ follow it first: Joint(TesseraQ(start))")
+                             "let TesseraQ follow its own start: Joint(TesseraQ(AWQ(...))), say")
+
+    def _again(self, block: Block, result: BlockResult, name: str) -> SoftRounding:
+        stored = result.weights[name]
         W = result.aims.get(name, block.weight(name)).float()
         between = (1 - self.pull) * W + self.pull * stored.dequantize().to(W.device)
         return SoftRounding(between, stored.s.to(W.device), stored.zero.to(W.device), stored.grid)

@@ -56,6 +56,8 @@ class OAC:
         if getattr(self.backend, "sequential", False):
             raise ValueError("the backend's sequential belongs to the input Hessian, which OAC replaces; leave it False "
                              "(OAC has its own)")
+        if getattr(self.backend, "tune", None):
+            raise ValueError("OAC does not tune what its backend has stored: leave the backend's tune None")
         if isinstance(self.backend, GPTQ) and self.backend.start:
             raise ValueError("the loss is asked about the model's own layers: a backend under OAC has no start")
 
