@@ -77,7 +77,7 @@ class CapturedSteps(Steps):
         torch.cuda.current_stream().wait_stream(side)
         self.optimiser.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
-        with _nothing_collected(), torch.cuda.graph(self.graph):
+        with _capturing(self.graph):
             self.out = super().take(self.pick)
 
     def restart(self, speed: float = 1.0) -> None:
@@ -114,20 +114,19 @@ def steps(loss: Loss, groups: list[dict], rates: dict[str, float], pick: Tensor)
 
     Shapes:  pick [batch] int64: any minibatch, as an example.
     Units:   none.
-    Raises:  nothing; a block that cannot be captured (it waits for the GPU in its forward pass) is run plainly.
+    Raises:  what the loss raises; a block that cannot be captured (it waits for the GPU in its forward pass) is run plainly.
     Source:  this project.
     Differs: no difference.
     """
     if not pick.is_cuda:
         return Steps(loss, groups, rates)
     variables = [p for g in groups for p in g["params"]]
-    before, stream = [p.detach().clone() for p in variables], torch.cuda.current_stream(pick.device)
+    before = [p.detach().clone() for p in variables]
     try:
         return CapturedSteps(loss, groups, rates, pick)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        torch.cuda.set_stream(stream)  # a capture that fails at its end stays on its own
         if not re.search("captur|graph", str(error), re.I):
             raise
         warnings.warn(f"a step of this block cannot be captured and runs slower: {error}", stacklevel=2)
@@ -139,12 +138,16 @@ def steps(loss: Loss, groups: list[dict], rates: dict[str, float], pick: Tensor)
 
 
 @contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Within this, Python's collector rests: a graph that it destroys would break the capture of another."""
-    on = gc.isenabled()
+def _capturing(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+    """A capture while Python's collector rests, since a graph that it destroys would break this one."""
+    on, stream = gc.isenabled(), torch.cuda.current_stream()
     gc.disable()
     try:
-        yield
+        with torch.cuda.graph(graph):
+            yield
+    except BaseException:
+        torch.cuda.set_stream(stream)  # a capture that fails at its end stays on its own
+        raise
     finally:
         if on:
             gc.enable()

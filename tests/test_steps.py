@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -150,6 +152,36 @@ def test_when_capturing_fails_variables_are_as_before(error: RuntimeError, monke
             step = steps.steps(problem.loss, problem.groups, RATES, example)
         assert type(step) is Steps
     assert all(torch.equal(a, b) for a, b in zip(problem.state(), before, strict=True))
+
+
+def test_an_error_that_is_not_about_capturing_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem()
+
+    def failing(*_: object) -> Steps:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(steps, "CapturedSteps", failing)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        steps.steps(problem.loss, problem.groups, RATES, problem.picks[0].as_subclass(OnGpu))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_collected_while_a_step_is_captured(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, back = [], []
+
+    @contextmanager
+    def graph(_: object) -> Iterator[None]:
+        seen.append(gc.isenabled())
+        yield
+        if fails:
+            raise RuntimeError("capture_end")
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the one before")
+    monkeypatch.setattr(torch.cuda, "set_stream", back.append)
+    with pytest.raises(RuntimeError, match="capture_end") if fails else nullcontext(), steps._capturing(None):
+        pass
+    assert seen == [False] and gc.isenabled() and back == ["the one before"] * fails
 
 
 def test_what_warming_up_moved_is_moved_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,28 +383,3 @@ def test_a_step_that_waits_for_the_gpu_falls_back(gpu: torch.device) -> None:
     written.restart()
     assert close([step.take(k) for k in ours.picks], [written.take(k) for k in plain.picks])
     assert torch.isfinite(torch.zeros(1, device=gpu) + 1).all()  # the device is not left in a failed state
-
-
-@pytest.mark.parametrize("said, falls_back", [("operation failed due to a previous error during capture", True),
-                                              ("an illegal memory access was encountered", False)])
-def test_only_a_failed_capture_is_run_plainly(monkeypatch, said: str, falls_back: bool) -> None:
-    """Without a GPU: a pick that says it is on one, and a capture that fails."""
-    def failing(*_: object) -> None:
-        raise RuntimeError(said)
-
-    class Pick:
-        is_cuda, device = True, None
-
-    monkeypatch.setattr(steps, "CapturedSteps", failing)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the one before")
-    back = []
-    monkeypatch.setattr(torch.cuda, "set_stream", back.append)
-    p = torch.zeros(2, requires_grad=True)
-    groups = [{"params": [p], "role": "a"}]
-    if falls_back:
-        with pytest.warns(UserWarning, match="runs slower"):
-            assert isinstance(steps.steps(lambda pick: p.sum(), groups, RATES, Pick()), Steps)
-    else:
-        with pytest.raises(RuntimeError, match="illegal"):
-            steps.steps(lambda pick: p.sum(), groups, RATES, Pick())
-    assert back == ["the one before"]
