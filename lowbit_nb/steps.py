@@ -7,7 +7,6 @@ backward and Adam run without Python in between.
 from __future__ import annotations
 
 import gc
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -127,8 +126,8 @@ def steps(loss: Loss, groups: list[dict], rates: dict[str, float], pick: Tensor)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if not re.search("captur|graph", str(error), re.I):
-            raise
+        if "CUDA error" in str(error) and "captur" not in str(error):
+            raise  # the device, not the capture
         warnings.warn(f"a step of this block cannot be captured and runs slower: {error}", stacklevel=2)
         return Steps(loss, groups, rates)
     finally:  # warming up has taken steps

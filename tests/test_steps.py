@@ -154,11 +154,11 @@ def test_when_capturing_fails_variables_are_as_before(error: RuntimeError, monke
     assert all(torch.equal(a, b) for a, b in zip(problem.state(), before, strict=True))
 
 
-def test_an_error_that_is_not_about_capturing_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_device_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem()
 
     def failing(*_: object) -> Steps:
-        raise RuntimeError("an illegal memory access was encountered")
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(steps, "CapturedSteps", failing)
     with pytest.raises(RuntimeError, match="illegal memory access"):
