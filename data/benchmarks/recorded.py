@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ def this_run(note: str) -> dict:
     """What made the rows: device, versions, command."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
     return {"device": device, "torch": torch.__version__, "python": platform.python_version(),
-            "command": "python " + " ".join(sys.argv), "note": note}
+            "command": "python " + shlex.join(sys.argv), "note": note}
 
 
 def opened(out: Path, what: str, subject: lb.Subject, held_out: lb.text.Windows, note: str) -> dict:

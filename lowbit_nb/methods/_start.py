@@ -87,21 +87,6 @@ def refuse(start: Start, who: str) -> None:
             raise ValueError(f"{name} tunes what it has stored, and {who} begins before that: leave the start's tune None")
 
 
-def round_alike(start: Start, who: str, activations: Activations | None) -> None:
-    """Refuse a start, or a start's start, that rounds activations in another way than the method that goes on.
-
-    Shapes:  none.
-    Units:   none.
-    Raises:  ValueError naming both.
-    Source:  this project.
-    Differs: no difference.
-    """
-    for one in _chain(start):
-        if getattr(one, "activations", None) not in (None, activations):
-            raise ValueError(f"the start rounds activations by {one.activations} and {who} by {activations}: give both the "
-                             "same")
-
-
 def _chain(start: object | None) -> Iterator[object]:
     while start is not None and not isinstance(start, str):  # VPTQ's start, say, is a name
         yield start
@@ -131,6 +116,23 @@ class Beginning:
     """
 
     start: Start | None
+    activations: Activations | None
+
+    def check_start(self) -> None:
+        """Refuse what is no start, and a start, or a start's start, that rounds activations in another way.
+
+        Shapes:  none.
+        Units:   none.
+        Raises:  ValueError as `refuse`, or naming both roundings.
+        Source:  this project.
+        Differs: no difference.
+        """
+        who = type(self).__name__
+        refuse(self.start, who)
+        for one in _chain(self.start):
+            if getattr(one, "activations", None) not in (None, self.activations):
+                raise ValueError(f"the start rounds activations by {one.activations} and {who} by {self.activations}: give "
+                                 "both the same")
 
     @property
     def streams(self) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from lowbit_nb.crossblock import (
 from lowbit_nb.crossblock.window import inside
 from lowbit_nb.grid import Grid
 from lowbit_nb.methods import _targets
-from lowbit_nb.methods._start import Beginning, Start, begin, refuse, round_alike
+from lowbit_nb.methods._start import Beginning, Start, begin
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.reconstruct import Budget, budget, hard_loss, reconstruct
 from lowbit_nb.record import Phases
@@ -96,8 +96,7 @@ class CBQ(Beginning):
             raise ValueError(f"held={self.held} must be a share below 1, "
                              f"rank={self.rank} at least 1 or None, and ahead={self.ahead} not negative")
         if self.start is not None:
-            refuse(self.start, "CBQ")
-            round_alike(self.start, "CBQ", self.activations)
+            self.check_start()
 
     def windows(self, n: int) -> list[tuple[int, int, int]]:
         """The windows over n blocks, with the blocks ahead of them.

@@ -15,7 +15,7 @@ import torch
 from lowbit_nb.activations import Activations, as_quantized
 from lowbit_nb.blocks import Block
 from lowbit_nb.methods import _targets
-from lowbit_nb.methods._start import Beginning, Start, begin, refuse, round_alike
+from lowbit_nb.methods._start import Beginning, Start, begin
 from lowbit_nb.quantize import BlockResult
 from lowbit_nb.reconstruct import Budget, budget, reconstruct
 from lowbit_nb.record import Phases
@@ -60,8 +60,7 @@ class TesseraQ(Beginning):
     def __post_init__(self) -> None:
         _targets.check(self.objective, self.teachers)
         schedule(self.schedule, budget(self.budget).rounds)  # refuses unknown names before any calibration is spent
-        refuse(self.start, "TesseraQ")
-        round_alike(self.start, "TesseraQ", self.activations)
+        self.check_start()
 
     def quantize_block(self, block: Block, streams: Streams) -> BlockResult:
         """Start, then learn one block's roundings together.
