@@ -32,7 +32,7 @@ from lowbit_nb import packing
 from lowbit_nb.grid import Grid
 from lowbit_nb.kernels import between, tensorcore
 from lowbit_nb.packed import PackedLinear
-from lowbit_nb.packed.decoder import Decoder
+from lowbit_nb.packed.decoder import MODES, Decoder
 
 SHAPES = {
     "llama-3-8b": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
@@ -189,7 +189,7 @@ def main() -> None:
     p.add_argument("--head", type=int, default=4, choices=GRIDS, help="bits of the head of packed models")
     p.add_argument("--prompt", type=int, default=32)
     p.add_argument("--tokens", type=int, default=128)
-    p.add_argument("--skip", nargs="*", default=[], choices=["compiled", "eager"], help="modes to leave out")
+    p.add_argument("--modes", nargs="+", default=MODES, choices=MODES, help="how steps are run")
     a = p.parse_args()
     model = random_model(a.shape)
     table = {"what": f"greedy decoding, one sequence, {a.shape} shapes, random weights", "device": torch.cuda.get_device_name(),
@@ -197,7 +197,7 @@ def main() -> None:
              "command": "python " + " ".join(sys.argv), "prompt": a.prompt, "tokens": a.tokens, "head_bits": a.head, "rows": []}
 
     def add(weights: str, modes: list[tuple[str, bool]]) -> None:
-        table["rows"] += rows(model, weights, [m for m in modes if m[0] not in a.skip], a)
+        table["rows"] += rows(model, weights, [m for m in modes if m[0] in a.modes], a)
         base = next((r for r in table["rows"] if (r["weights"], r["mode"], r["step"]) == ("fp16", "captured", "slim")), None)
         for r in table["rows"]:
             r["over_fp16_captured"] = r["tokens_a_second"] / base["tokens_a_second"] if base else None
@@ -207,7 +207,7 @@ def main() -> None:
     for bits in a.bits:
         pack_randomly(model, bits, a.head)
         add(f"{bits} bits, head {a.head}", [("eager", True), ("captured", False), ("captured", True)])
-    if "compiled" not in a.skip:  # last, since it takes as long as all others together
+    if "compiled" in a.modes:  # last, since it takes as long as all others together
         del model
         model = random_model(a.shape)
         add("fp16", [("compiled", False)])
