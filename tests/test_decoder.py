@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -251,12 +252,36 @@ def compare(device: str, dtype: torch.dtype, shapes: list[tuple[int, ...]]) -> N
         torch.testing.assert_close(cache[0], twins[0], atol=bound, rtol=bound)
         assert torch.equal(cache[1], twins[1])
     h, delta, weight = draw(3, 4000), draw(3, 4000), draw(4000)
-    twin = h.clone()
-    y, wanted = between.add_norm(h, delta, weight, 1e-6), Plain.add_norm(twin, delta, weight, 1e-6)
-    torch.testing.assert_close(y, wanted, atol=bound, rtol=bound)
-    assert torch.equal(h, twin)
+    for d in (delta, None):
+        (total, y), wanted = between.add_norm(h, d, weight, 1e-6), Plain.add_norm(h, d, weight, 1e-6)
+        torch.testing.assert_close(y, wanted[1], atol=bound, rtol=bound)
+        assert torch.equal(total, wanted[0])
     both = draw(2, 2 * 3001)
     torch.testing.assert_close(between.gate(both), Plain.gate(both), atol=bound, rtol=bound)
+
+
+def compare_bytes(device: str, asm: bool, bits: tuple[int, ...] = (1, 2, 3, 4, 8)) -> None:
+    """A product from bytes that the kernel before it has written gives the very numbers of one that makes them itself."""
+    from lowbit_nb.kernels import between, tensorcore
+    from tests.test_kernels_product import weight
+
+    def operand(d_out: int, d_in: int, b: int) -> tensorcore.Operand:
+        words, s, z, _ = weight(d_out, d_in, b, 64, True, True)
+        return tensorcore.operand(words.to(device), b, d_in, s.to(device), z.to(device), 64)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g).to(device, torch.float16)
+
+    product, g = partial(tensorcore.product, asm=asm), torch.Generator().manual_seed(0)
+    for b, rows, d, inner in [(b, 1 + b % 3, 320, 576) for b in bits]:
+        up, down = operand(2 * inner, d, b), operand(d, inner, b)
+        h, delta, norm = draw(rows, d), draw(rows, d), 0.1 * draw(d)
+        for some in (None, delta):
+            (total, x), (same, y) = (between.add_norm(h, some, norm, 1e-6, into) for into in (up, None))
+            mine, wanted = product(x, up), product(y, up)
+            gated = product(between.gate(wanted, down), down), product(between.gate(wanted), down)
+            assert isinstance(x, tensorcore.Bytes) and torch.isfinite(gated[1]).all() and gated[1].unique().numel() > 100
+            assert torch.equal(total, same) and torch.equal(mine, wanted) and torch.equal(*gated), b
 
 
 def loops() -> None:
@@ -274,7 +299,8 @@ def loops() -> None:
 
 def test_in_the_interpreter_kernels_equal_their_twins():
     pytest.importorskip("triton", reason="Triton is optional; without it the twins are all there is")
-    code = "import torch; from tests import test_decoder as t; t.loops(); t.compare('cpu', torch.float32, t.SHAPES[1:])"
+    code = "import torch; from tests import test_decoder as t; t.loops(); t.compare('cpu', torch.float32, t.SHAPES[1:]); "
+    code += "t.compare_bytes('cpu', False)"
     env = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
@@ -284,6 +310,11 @@ def test_in_the_interpreter_kernels_equal_their_twins():
 @pytest.mark.parametrize("dtype", BOUND, ids=str)
 def test_on_a_gpu_kernels_equal_their_twins(dtype):
     compare("cuda", dtype, SHAPES)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_bytes_are_those_that_a_product_makes_itself():
+    compare_bytes("cuda", True)
 
 
 @pytest.mark.gpu

@@ -150,6 +150,30 @@ else:
     assert copies >= 8 and products > 0, said
 
 
+def compile_small() -> None:
+    """The kernels that write bytes of x, for every width: what the interpreter takes, the compiler may not."""
+    from lowbit_nb.kernels import between, bill, shares
+
+    def pointers(kind: str, bytes: bool, order: str) -> dict[str, str]:
+        return dict.fromkeys(("x", "H", "DELTA", "W", "TOTAL", "BOTH"), kind) | {
+            "bytes": "*i8", "bytes2": "*i8", "Y": "*i8" if bytes else kind, "columns": order, "columns2": order, "eps": "fp32",
+            **dict.fromkeys(("sums", "sums2", "steps", "steps2", "factors2", "SUMS", "STEPS"), "*fp32")}
+
+    for bits, kind, C in [(0, "*fp32", 4), *((bits, "*fp16", 2) for bits in (0, 1, 2, 3, 4, 8))]:
+        left = {"BITS": bits, "SEG": 128, "C": C, "R": 4, "PDL": True}
+        types = pointers(kind, bits > 0, kind)
+        bill.compiled(between._add_norm, left | {"ADD": True, "D": 4096}, types, num_warps=16)
+        bill.compiled(between._gate, left, types, num_warps=4)
+        for mixed in (False, True) if bits else ():
+            ways = left | {"FIRST": 2, "BITS2": 1, "SEG2": 2048, "MIXED": mixed}
+            bill.compiled(shares.prepare, ways, pointers(kind, True, "*i32" if mixed else kind), num_warps=4)
+
+
+def test_kernels_that_write_bytes_can_be_compiled():
+    pytest.importorskip("triton", reason="Triton is optional")
+    run_here("from tests.test_kernels_product import *; compile_small()", False)
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_the_product_is_exact_with_and_without_assembly():
     for asm in (False, True):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import platform
 import re
@@ -122,15 +123,15 @@ def bill(decoder: Decoder, prompt: torch.Tensor, steps: int = 4) -> dict:
 
 def left_out(decoder: Decoder, prompt: torch.Tensor, n: int) -> dict[str, float]:
     """Milliseconds a step without a piece, captured anew; "products only" leaves out all of them."""
-    config = decoder.model.config
-    heads, wide = config.num_attention_heads * config.head_dim, config.intermediate_size
+    config, like = decoder.model.config, torch.zeros(0, dtype=decoder.model.dtype, device=decoder.device)
 
-    def no_bytes(x: torch.Tensor, columns: torch.Tensor, first: object, second: object, *rest: object) -> tuple:
-        return tensorcore._bytes(x, first, "a"), tensorcore._bytes(x, second, "b") if first is not second else None
+    def empty(into: tensorcore.Operand | None, d: int) -> torch.Tensor | tensorcore.Bytes:
+        return like.new_empty(decoder.batch, d) if into is None else tensorcore.Bytes.room(into, decoder.batch, like)
 
-    pieces = {"attention": (between, "attend", lambda qkv, *rest: qkv[:, :heads]),
-              "gate": (between, "gate", lambda x: x[:, :wide]),
-              "norms": (between, "add_norm", lambda h, *rest: h), "bytes of x": (tensorcore, "_prepare", no_bytes)}
+    pieces = {"attention": (between, "attend", lambda *_: empty(None, config.num_attention_heads * config.head_dim)),
+              "gate": (between, "gate", lambda both, into=None: empty(into, config.intermediate_size)),
+              "norms": (between, "add_norm", lambda h, delta, weight, eps, into=None: (h, empty(into, config.hidden_size))),
+              "bytes of x": (tensorcore, "_prepare", lambda x, columns, first, second, *_: (empty(first, 0), empty(second, 0)))}
     ms, chosen_by_name = {}, {name: [piece] for name, piece in pieces.items()} | {"products only": [*pieces.values()]}
     for name, chosen in chosen_by_name.items():
         with contextlib.ExitStack() as stack:
@@ -143,6 +144,7 @@ def left_out(decoder: Decoder, prompt: torch.Tensor, n: int) -> dict[str, float]
 
 def measure(model: nn.Module, weights: str, mode: str, slim: bool, a: argparse.Namespace, wanted: torch.Tensor | None) -> dict:
     """One row: a decoder made, checked against tokens, timed."""
+    gc.collect()  # the decoder before this one
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     prompt = torch.randint(model.config.vocab_size, (1, a.prompt), generator=torch.Generator().manual_seed(0))

@@ -4,6 +4,9 @@
     attend     rotate query and key, put key and value into the cache, attend over the slots so far
     gate       silu(gate) * up
 
+What the first and the last give may be the bytes that the next product's weight meets (`tensorcore.Bytes`), which spares that
+product a launch.
+
 Numbers are rounded to the type of the residual stream where the separate steps of transformers round them.  Where the GPU can,
 a kernel starts while the one before it ends, reads what does not depend on that one, and waits (programmatic dependent launch).
 """
@@ -17,24 +20,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lowbit_nb.kernels import digits
+from lowbit_nb.kernels.launching import beside
+from lowbit_nb.kernels.tensorcore import Bytes, Operand
+
 BLOCK = 64  # slots of the cache a step of `attend` looks at
-WIDE = 1024  # numbers a program of `gate` makes
 
 
-def add_norm(h: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
-    """h += delta, in place; returns weight * h / sqrt(mean(h**2) + eps).
+def add_norm(h: Tensor, delta: Tensor | None, weight: Tensor, eps: float,
+             into: Operand | None = None) -> tuple[Tensor, Tensor | Bytes]:
+    """h + delta, and weight * (h + delta) / sqrt(mean((h + delta)**2) + eps), for the product with `into` if there is one.
 
-    Shapes:  h, delta [batch, d]; weight [d]; returns [batch, d]; d a few thousand.
-    Units:   those of the residual stream; returns numbers of size 1.
+    Shapes:  h, delta [batch, d]; weight [d]; returns two [batch, d]; d a few thousand.
+    Units:   those of the residual stream; the second: numbers of size 1.
     Raises:  nothing.
     Source:  RMSNorm (Zhang and Sennrich 2019), as transformers writes it.
-    Differs: no difference.
+    Differs: every program works out the norm for itself and gives one slice of columns.
     """
-    y, d = torch.empty_like(h), h.shape[1]
+    d = h.shape[1]
     wide = triton.next_power_of_2(d)
-    _add_norm[(len(h),)](h, h if delta is None else delta, weight, y, d, eps, delta is not None,
-                         wide, num_warps=min(16, max(1, wide // 256)), **_early(h.device))
-    return y
+    total = h if delta is None else torch.empty_like(h)
+    y, pointers, sizes, n_slices = _left(into, len(h), d, h)
+    _add_norm[(n_slices, len(h))](h, h if delta is None else delta, weight, total, *pointers, d, eps, ADD=delta is not None,
+                                  D=wide, **sizes, num_warps=min(16, max(4, wide // 256)), **_early(h.device))
+    return total, y
 
 
 def attend(qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slot: Tensor, pads: Tensor,
@@ -60,8 +69,8 @@ def attend(qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, 
     return out
 
 
-def gate(both: Tensor) -> Tensor:
-    """silu(first half) * second half.
+def gate(both: Tensor, into: Operand | None = None) -> Tensor | Bytes:
+    """silu(first half) * second half, for the product with `into` if there is one.
 
     Shapes:  both [batch, 2 d]; returns [batch, d].
     Units:   those of the inputs.
@@ -70,9 +79,18 @@ def gate(both: Tensor) -> Tensor:
     Differs: no difference.
     """
     d = both.shape[1] // 2
-    y = both.new_empty(len(both), d)
-    _gate[(triton.cdiv(d, WIDE), len(both))](both, y, d, WIDE, num_warps=4, **_early(both.device))
+    y, pointers, sizes, n_slices = _left(into, len(both), d, both)
+    _gate[(n_slices, len(both))](both, *pointers, d, **sizes, num_warps=4, **_early(both.device))
     return y
+
+
+def _left(into: Operand | None, rows: int, d: int, like: Tensor) -> tuple[Tensor | Bytes, tuple, dict, int]:
+    """What a kernel leaves, a slice a program: numbers, or bytes for a weight; pointers, how they lie, number of slices."""
+    if into is None:
+        y = like.new_empty(rows, d)
+        return y, (y, y, y), {"BITS": 0, "SEG": 64, **beside(y)}, triton.cdiv(d, 64 * digits.planes(0))
+    made = Bytes.room(into, rows, like)
+    return made, made.pointers, {"BITS": into.bits, "SEG": into.seg, **beside(made)}, into.n_slices
 
 
 @cache
@@ -91,18 +109,37 @@ def _wait(PDL: tl.constexpr):
 
 
 @triton.jit
-def _add_norm(H, DELTA, W, Y, d, eps, ADD: tl.constexpr, D: tl.constexpr, PDL: tl.constexpr):
-    row, i = tl.program_id(0).to(tl.int64) * d, tl.arange(0, D)
-    live = i < d
-    w = tl.load(W + i, mask=live, other=0.0)
-    _wait(PDL)
-    h = tl.load(H + row + i, mask=live, other=0.0).to(tl.float32)
+def _leave(y, Y, SUMS, STEPS, t, m, at, d, BITS: tl.constexpr, SEG: tl.constexpr, C: tl.constexpr, R: tl.constexpr):
+    """Slice t of row m as numbers, or as bytes for a weight."""
+    if BITS == 0:
+        tl.store(Y + m.to(tl.int64) * d + at, y, mask=at < d)
+    else:
+        digits.write(y.to(tl.float32), Y, SUMS, STEPS, t, m, BITS, digits.planes(BITS), digits.planes(BITS) * 64 // SEG, C, R)
+
+
+@triton.jit
+def _sum(H, DELTA, at, live, KIND: tl.constexpr, ADD: tl.constexpr):
+    """h, or h + delta as its type holds it, in float32."""
+    h = tl.load(H + at, mask=live, other=0.0).to(tl.float32)
     if ADD:
-        h = (h + tl.load(DELTA + row + i, mask=live, other=0.0).to(tl.float32)).to(w.dtype)
-        tl.store(H + row + i, h, mask=live)
-        h = h.to(tl.float32)
-    y = h * tl.rsqrt(tl.sum(h * h) / d + eps)
-    tl.store(Y + row + i, w * y.to(w.dtype), mask=live)
+        h = (h + tl.load(DELTA + at, mask=live, other=0.0).to(tl.float32)).to(KIND).to(tl.float32)
+    return h
+
+
+@triton.jit
+def _add_norm(H, DELTA, W, TOTAL, Y, SUMS, STEPS, d, eps, ADD: tl.constexpr, D: tl.constexpr, BITS: tl.constexpr,
+              SEG: tl.constexpr, C: tl.constexpr, R: tl.constexpr, PDL: tl.constexpr):
+    t, m, i = tl.program_id(0), tl.program_id(1), tl.arange(0, D)
+    at, row = digits.columns(t, digits.planes(BITS)), m.to(tl.int64) * d
+    KIND: tl.constexpr = W.dtype.element_ty
+    w = tl.load(W + at, mask=at < d, other=0.0)
+    _wait(PDL)
+    h = _sum(H, DELTA, row + i, i < d, KIND, ADD)
+    mine = _sum(H, DELTA, row + at, at < d, KIND, ADD)
+    if ADD:
+        tl.store(TOTAL + row + at, mine.to(KIND), mask=at < d)
+    y = w * (mine * tl.rsqrt(tl.sum(h * h) / d + eps)).to(KIND)
+    _leave(y, Y, SUMS, STEPS, t, m, at, d, BITS, SEG, C, R)
 
 
 @triton.jit
@@ -160,10 +197,12 @@ def _attend(QKV, COS, SIN, K, V, SLOT, PADS, OUT, scale, length, row, N_KV: tl.c
 
 
 @triton.jit
-def _gate(BOTH, Y, d, WIDE: tl.constexpr, PDL: tl.constexpr):
-    i = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
-    live, row = i < d, tl.program_id(1).to(tl.int64)
+def _gate(BOTH, Y, SUMS, STEPS, d, BITS: tl.constexpr, SEG: tl.constexpr, C: tl.constexpr, R: tl.constexpr,
+          PDL: tl.constexpr):
+    t, m = tl.program_id(0), tl.program_id(1)
+    at = digits.columns(t, digits.planes(BITS))
+    first = BOTH + m.to(tl.int64) * 2 * d + at
     _wait(PDL)
-    a = tl.load(BOTH + row * 2 * d + i, mask=live, other=0.0).to(tl.float32)
-    b = tl.load(BOTH + row * 2 * d + d + i, mask=live, other=0.0)
-    tl.store(Y + row * d + i, (a / (1 + tl.exp(-a))).to(b.dtype) * b, mask=live)
+    a = tl.load(first, mask=at < d, other=0.0).to(tl.float32)
+    b = tl.load(first + d, mask=at < d, other=0.0)
+    _leave((a / (1 + tl.exp(-a))).to(b.dtype) * b, Y, SUMS, STEPS, t, m, at, d, BITS, SEG, C, R)

@@ -89,14 +89,27 @@ def bill(bits: int, d_out: int, d_in: int, batch: int = 1, group: int = 128, arc
     constants = {"BITS": bits, "SEG": min(group, wide), "HALF": True, "ZERO": False, "SLICES": n_slices, "PARTS": plan.parts,
                  "M": batch, "C": 2, "R": max(4, triton.next_power_of_2(batch)), "BN": plan.rows, "TILES": n_tiles,
                  "RB": -(-n_tiles // grid), "GRID": grid, "NS": plan.stages, "APART": plan.apart, "ASM": True, "PDL": True}
-    names = shares.product.arg_names
     scale = {1: "*fp16", 2: "*i32"}.get(wide // min(group, wide), "*i64")
-    types = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in names} | {"s": scale, "z": scale}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name not in constants}
-    made = triton.compile(ASTSource(shares.product, types, constexprs=constants, attrs=aligned),
-                          target=GPUTarget("cuda", arch, 32),
-                          options={"num_warps": plan.warps, "num_stages": plan.stages, "maxnreg": plan.registers})
+    made = compiled(shares.product, constants, POINTERS | {"s": scale, "z": scale}, arch,
+                    num_warps=plan.warps, num_stages=plan.stages, maxnreg=plan.registers)
     return _read(made.asm["cubin"], plan.rows * wide / plan.parts / (32 * plan.warps), made.metadata.shared)
+
+
+def compiled(kernel: triton.JITFunction, constants: dict, pointers: dict[str, str], arch: int = 90,
+             **options: int | None) -> triton.compiler.CompiledKernel:
+    """A kernel compiled for a GPU that need not be there; pointers and numbers are multiples of 16.
+
+    Shapes:  names of constants and of pointers ("*fp16"); what is neither is an int32.
+    Units:   none.
+    Raises:  as Triton.
+    Source:  Triton's ahead-of-time compilation.
+    Differs: no difference.
+    """
+    names = kernel.arg_names
+    types = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if types[name] not in ("constexpr", "fp32")}
+    return triton.compile(ASTSource(kernel, types, constexprs=constants, attrs=aligned), target=GPUTarget("cuda", arch, 32),
+                          options=options)
 
 
 def _read(cubin: bytes, weights: float, shared: int) -> Bill:

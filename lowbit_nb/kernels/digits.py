@@ -20,17 +20,61 @@ def _raised(bits):
     return (2, 2) if bits == 3 else (1, 0) if bits == 8 else (4 // bits, bits)
 
 
+@triton.constexpr_function
+def planes(bits):
+    """Planes of a slice, 64 columns each; bits 0: of numbers that no weight meets.
+
+    Shapes:  ints.
+    Units:   planes.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+    """
+    return 32 if bits == 3 else 16 if bits == 0 else 32 // bits
+
+
 @triton.jit
-def write(x, columns, factors, digits, sums, steps, t, m, d_in, x_row, BITS: tl.constexpr, E: tl.constexpr, NG: tl.constexpr,
-          C: tl.constexpr, R: tl.constexpr, GATHER: tl.constexpr, FACTORS: tl.constexpr):
+def columns(t, E: tl.constexpr):
+    """The columns of slice t, a row a plane.
+
+    Shapes:  returns [E, 64].
+    Units:   columns.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+    """
+    return (t * E + tl.arange(0, E)[:, None]) * 64 + tl.arange(0, 64)[None, :]
+
+
+@triton.jit
+def read(x, order, factors, t, d_in, E: tl.constexpr, GATHER: tl.constexpr, FACTORS: tl.constexpr):
+    """Slice t of a row of x.
+
+    GATHER  column c of the weight meets x[order[c]]        FACTORS  and is multiplied by factors[c]
+
+    Shapes:  x [d_in]; returns [E, 64] float32, a row a plane, 0 from column d_in on.
+    Units:   real units of x.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+    """
+    column = columns(t, E)
+    inside = column < d_in
+    at = tl.load(order + column, mask=inside, other=0) if GATHER else column
+    v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    return v * tl.load(factors + column, mask=inside, other=0.0).to(tl.float32) if FACTORS else v
+
+
+@triton.jit
+def write(v, digits, sums, steps, t, m, BITS: tl.constexpr, E: tl.constexpr, NG: tl.constexpr, C: tl.constexpr,
+          R: tl.constexpr):
     """Slice t of row m of x, as bytes that the planes of a weight meet, and the step.
 
     digits  [slices, E, R C, 64] int8: byte d of row m is column C m + d; C = 2 bytes, or 4 of which the last is 0
     sums    [slices, NG, R] float32: of x over a scale's columns, in steps
     steps   [slices, R] float32
-    GATHER  column c of the weight meets x[columns[c]]        FACTORS  and is multiplied by factors[c]
 
-    Shapes:  x [rows, d_in], t and m say which slice and row; R rows of x have room.
+    Shapes:  v [E, 64] float32 as `read` gives it; R rows of x have room.
     Units:   a step is real units of x.
     Raises:  nothing.
     Source:  this project; digits in place of the float16 pairs of other low-bit kernels.
@@ -38,12 +82,6 @@ def write(x, columns, factors, digits, sums, steps, t, m, d_in, x_row, BITS: tl.
     """
     w = tl.arange(0, 64)[None, :]
     plane = tl.arange(0, E)[:, None]
-    column = (t * E + plane) * 64 + w
-    inside = column < d_in
-    at = tl.load(columns + column, mask=inside, other=0) if GATHER else column
-    v = tl.load(x + m * x_row + at, mask=inside, other=0.0).to(tl.float32)
-    if FACTORS:
-        v = v * tl.load(factors + column, mask=inside, other=0.0).to(tl.float32)
     total = tl.sum(tl.reshape(v, (NG, E // NG * 64)), 1)
     top = tl.max(tl.abs(v)) + 0.0 * tl.sum(total)  # not a number if one of them is not
     step = tl.where(top == 0, 1.0, top / (TOP2 if C == 2 else TOP3))

@@ -46,7 +46,7 @@ def early(device: torch.device) -> bool:
 def beside(x: Tensor) -> dict[str, int]:
     """How rows of x lie in the tensor core's columns: C bytes each (two for half precision), room for R rows.
 
-    Shapes:  x [M, d_in].
+    Shapes:  x [M, d_in], or anything with that length and type.
     Units:   columns.
     Raises:  nothing.
     Source:  this project.

@@ -183,14 +183,18 @@ def prepare(x, columns, columns2, factors2, bytes, sums, steps, d_in, bytes2, su
     if PDL:  # the product may start and ask for its words; what it reads of this it waits for
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+    x += m * x_row
     if MIXED:
         if t < FIRST:
-            digits.write(x, columns, factors2, bytes, sums, steps, t, m, d_in, x_row, BITS, E, E * 64 // SEG, C, R, True, False)
+            digits.write(digits.read(x, columns, factors2, t, d_in, E, True, False), bytes, sums, steps, t, m, BITS, E,
+                         E * 64 // SEG, C, R)
         else:
-            digits.write(x, columns2, factors2, bytes2, sums2, steps2, t - FIRST, m, d_in2, x_row, BITS2, E2, E2 * 64 // SEG2,
-                         C, R, True, True)
+            t -= FIRST
+            digits.write(digits.read(x, columns2, factors2, t, d_in2, E2, True, True), bytes2, sums2, steps2, t, m, BITS2, E2,
+                         E2 * 64 // SEG2, C, R)
     else:
-        digits.write(x, columns, factors2, bytes, sums, steps, t, m, d_in, x_row, BITS, E, E * 64 // SEG, C, R, False, False)
+        digits.write(digits.read(x, columns, factors2, t, d_in, E, False, False), bytes, sums, steps, t, m, BITS, E,
+                     E * 64 // SEG, C, R)
 
 
 @triton.jit

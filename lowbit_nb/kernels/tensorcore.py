@@ -11,7 +11,7 @@ the slices gave is added up in order, by the last program of a share or in a lau
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd, prod
 
 import torch
@@ -102,24 +102,58 @@ def together(t: Tensor, half: bool) -> Tensor:
     return t.view({1: torch.float16, 2: torch.int32, 4: torch.int64}[each])[..., 0].contiguous()
 
 
-def product(x: Tensor, weight: Operand, asm: bool = True, plan: tiles.Plan | None = None) -> Tensor:
+@dataclass(frozen=True)
+class Bytes:
+    """Rows of x as the bytes that one weight meets (see `digits`), written by the kernel before its product.
+
+    Scratch: good until the next product on the device begins.
+
+    Source: this project. Differs: sums within a scale may be added in another order than `product` adds them itself.
+    """
+
+    digits: Tensor
+    sums: Tensor
+    steps: Tensor
+    shape: tuple[int, int]
+    dtype: torch.dtype
+
+    @classmethod
+    def room(cls, weight: Operand, rows: int, like: Tensor, name: str = "a") -> Bytes:
+        """Room for them; `like` has the type of x."""
+        made = cls(like, like, like, (rows, weight.shape[1]), like.dtype)
+        count = triton.next_power_of_2(weight.n_slices * WIDTHS[weight.bits] * prod(beside(made).values()))
+        kinds = {"digits": (count, torch.int8), "sums": (count // 64, torch.float32), "steps": (count // 256, torch.float32)}
+        return replace(made, **{what: room(like.device, f"{what} {name}", *kind) for what, kind in kinds.items()})
+
+    @property
+    def device(self) -> torch.device:
+        return self.digits.device
+
+    @property
+    def pointers(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.digits, self.sums, self.steps
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+def product(x: Tensor | Bytes, weight: Operand, asm: bool = True, plan: tiles.Plan | None = None) -> Tensor:
     """x @ W_hat.T.
 
-    Shapes:  x [M, d_in] float16, bfloat16 or float32, 1 <= M <= 16; returns [M, d_out] in x's type.
+    Shapes:  x [M, d_in] float16, bfloat16 or float32, or its bytes, 1 <= M <= 16; returns [M, d_out] in x's type.
     Units:   those of the layer's output.
     Raises:  ValueError for another shape.
     Source:  this project.
     Differs: asm=False takes the unpacking's twin; plan cuts the work in another way than `tiles` would.
     """
     _check(x, weight.shape[1])
-    y = x.new_empty(len(x), weight.shape[0])
+    y = torch.empty(len(x), weight.shape[0], dtype=x.dtype, device=x.device)
     plan = plan or tiles.plan(weight.bits, *weight.shape, len(x))
     parts = plan.parts if 2 * weight.seg <= WIDTHS[weight.bits] else 1  # one scale cannot be halved
     n_slots = weight.n_slices * parts
     dealt = cut(x, y, plan, n_slots, len(weight.words), asm)
-    made, scratch = _prepare(x, x, weight, weight, x, x, dealt["PDL"]), dealt.pop("ROOM")
-    shares.product[(dealt["GRID"], n_slots)](y, *_pointers(weight, made[0]), *scratch, **_sizes(weight, ""), PARTS=parts,
-                                           **dealt)
+    made, scratch = x if isinstance(x, Bytes) else _prepare(x, x, weight, weight, x, x, dealt["PDL"])[0], dealt.pop("ROOM")
+    shares.product[(dealt["GRID"], n_slots)](y, *_pointers(weight, made), *scratch, **_sizes(weight, ""), PARTS=parts, **dealt)
     return finish(y, scratch, n_slots, dealt)
 
 
@@ -181,33 +215,26 @@ def mixed_product(x: Tensor, weight: MixedOperand, asm: bool = True, plan: tiles
     return finish(y, scratch, n_slices, dealt)
 
 
-def _check(x: Tensor, d_in: int) -> None:
-    if x.ndim != 2 or not 1 <= len(x) <= ROWS or x.shape[1] != d_in or x.stride(1) != 1:
+def _check(x: Tensor | Bytes, d_in: int) -> None:
+    if len(x.shape) != 2 or not 1 <= len(x) <= ROWS or x.shape[1] != d_in or not (isinstance(x, Bytes) or x.stride(1) == 1):
         raise ValueError(f"x is {list(x.shape)}; give 1 to {ROWS} rows of {d_in} numbers, side by side in memory")
 
 
-def _bytes(x: Tensor, w: Operand, name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the bytes of x that a weight meets, their sums and their steps."""
-    count = triton.next_power_of_2(w.n_slices * WIDTHS[w.bits] * prod(beside(x).values()))
-    return (room(x.device, f"bytes {name}", count, torch.int8), room(x.device, f"sums {name}", count // 64, torch.float32),
-            room(x.device, f"steps {name}", count // 256, torch.float32))
-
-
 def _prepare(x: Tensor, columns: Tensor, first: Operand, second: Operand, columns2: Tensor, factors: Tensor,
-             early: bool) -> tuple:
+             early: bool) -> tuple[Bytes, Bytes]:
     """The bytes of x for one weight, or for the two of a mixed one."""
     both = first is not second
-    made = _bytes(x, first, "a"), _bytes(x, second, "b") if both else None
-    second_made, n_slices = made[1] or made[0], first.n_slices + (second.n_slices if both else 0)
+    made = Bytes.room(first, len(x), x), Bytes.room(second, len(x), x, "b" if both else "a")
+    n_slices = first.n_slices + (second.n_slices if both else 0)
     shares.prepare[(n_slices, len(x))](
-        x, columns, columns2, factors, *made[0], first.shape[1], *second_made, second.shape[1], x.stride(0),
+        x, columns, columns2, factors, *made[0].pointers, first.shape[1], *made[1].pointers, second.shape[1], x.stride(0),
         FIRST=first.n_slices, BITS=first.bits, SEG=first.seg, BITS2=second.bits, SEG2=second.seg, **beside(x), MIXED=both,
         PDL=early, num_warps=4, **({"launch_pdl": True} if early else {}))
     return made
 
 
-def _pointers(w: Operand, made: tuple) -> tuple:
-    return w.words, w.s, w.s if w.z is None else w.z, *made, w.words.stride(0)
+def _pointers(w: Operand, made: Bytes) -> tuple:
+    return w.words, w.s, w.s if w.z is None else w.z, *made.pointers, w.words.stride(0)
 
 
 def _sizes(w: Operand, which: str) -> dict:

@@ -86,6 +86,19 @@ def tensorcore(x: Tensor, planar: Planar, dtype: torch.dtype) -> Tensor:
     return kernel("tensorcore").product(x.to(dtype), _prepared(planar, "tensorcore"))  # it answers in the type of x
 
 
+def tensorcore_operand(n: int, planar: Planar, dtype: torch.dtype) -> object | None:
+    """What that kernel takes, or None if n rows are not for it.
+
+    Shapes:  n rows of x; returns a `kernels.tensorcore.Operand`.
+    Units:   none.
+    Raises:  nothing.
+    Source:  this project.
+    Differs: no difference.
+    """
+    most = kernel("tensorcore").ROWS
+    return None if n > most or _takes_halves(n, planar, dtype) else _prepared(planar, "tensorcore")
+
+
 def _takes_halves(n: int, planar: Planar, dtype: torch.dtype) -> bool:
     """One row of half-precision inputs, where that kernel was measured to be the faster one."""
     plan = kernel("tiles").plan(planar.bits, *planar.shape, n)

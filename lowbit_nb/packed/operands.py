@@ -54,6 +54,12 @@ class Affine:
         x = x if self.factors is None else (x * self.factors).to(x.dtype)
         return choice.product(x, self.planar, dtype)
 
+    def prepared(self, n: int, dtype: torch.dtype) -> object | None:
+        """What the tensor-core kernel takes, if it is the one that multiplies n rows of that type as they come."""
+        if self.perm is not None or self.factors is not None or choice.choose(self.planar, dtype).name != "tensorcore":
+            return None
+        return gpu.tensorcore_operand(n, self.planar, dtype)
+
 
 class Mixed:
     """Two operands, each with its own columns.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,25 @@ from torch import Tensor, nn
 from lowbit_nb.packed.fused import fuse
 from lowbit_nb.packed.gpu import kernel
 from lowbit_nb.packed.linear import PackedLinear, product
+from lowbit_nb.packed.operands import Affine, Operand
 
-Product = Callable[[Tensor], Tensor]
 ROTARY = ("default", "linear", "llama3", "yarn")  # positions whose angles do not depend on the length
+
+
+@dataclass
+class Product:
+    """Layers that share an input, as one product.
+
+    wants  the packed weight, if the kernel before may write x as the bytes that this weight meets; otherwise None
+
+    Source: this project. Differs: no difference.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    wants: object | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.run(x)
 
 
 @dataclass
@@ -40,10 +57,10 @@ class Slim:
     Source: fused decode kernels of inference engines. Differs: only what a Llama has; attention for short contexts.
     """
 
-    def __init__(self, model: nn.Module, length: int) -> None:
+    def __init__(self, model: nn.Module, length: int, batch: int) -> None:
         base = model.model
-        self.embed, self.last, self.head = base.embed_tokens, base.norm, model.lm_head
-        self.parts = [_part(block) for block in base.layers]
+        self.embed, self.last, self.head = base.embed_tokens, base.norm, joint([model.lm_head], batch, model.dtype)
+        self.parts = [_part(block, batch, model.dtype) for block in base.layers]
         like = torch.zeros(1, 1, 1, device=self.embed.weight.device, dtype=self.embed.weight.dtype)
         cos, sin = base.rotary_emb(like, torch.arange(length, device=like.device)[None])
         self.cos, self.sin = cos[0].contiguous(), sin[0].contiguous()
@@ -61,11 +78,11 @@ class Slim:
         """
         do, h, delta = self.between, self.embed(token)[:, 0], None
         for part, kept in zip(self.parts, cache, strict=True):
-            x = do.add_norm(h, delta, part.norm.weight, part.norm.variance_epsilon)
+            h, x = do.add_norm(h, delta, part.norm.weight, part.norm.variance_epsilon, part.qkv.wants)
             x = do.attend(part.qkv(x), self.cos, self.sin, kept.keys, kept.values, slot, pads, part.scale)
-            x = do.add_norm(h, part.out(x), part.norm2.weight, part.norm2.variance_epsilon)
-            delta = part.down(do.gate(part.gate_up(x)))
-        return self.head(do.add_norm(h, delta, self.last.weight, self.last.variance_epsilon))
+            h, x = do.add_norm(h, part.out(x), part.norm2.weight, part.norm2.variance_epsilon, part.gate_up.wants)
+            delta = part.down(do.gate(part.gate_up(x), part.down.wants))
+        return self.head(do.add_norm(h, delta, self.last.weight, self.last.variance_epsilon, self.head.wants)[1])
 
 
 class Plain:
@@ -75,11 +92,11 @@ class Plain:
     """
 
     @staticmethod
-    def add_norm(h: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
-        """h += delta; the norm of it."""
-        h = h if delta is None else h.add_(delta)
+    def add_norm(h: Tensor, delta: Tensor | None, weight: Tensor, eps: float, into: None = None) -> tuple[Tensor, Tensor]:
+        """h + delta; the norm of it."""
+        h = h if delta is None else h + delta
         wide = h.float()
-        return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(h.dtype)
+        return h, weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(h.dtype)
 
     @staticmethod
     def attend(qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slot: Tensor, pads: Tensor,
@@ -97,7 +114,7 @@ class Plain:
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=live[:, None, None], scale=scale).flatten(1)
 
     @staticmethod
-    def gate(both: Tensor) -> Tensor:
+    def gate(both: Tensor, into: None = None) -> Tensor:
         """silu(first half) * second half."""
         a, b = both.chunk(2, -1)
         return F.silu(a) * b
@@ -108,29 +125,40 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-b, a], -1) * sin
 
 
-def joint(linears: list[nn.Module]) -> Product:
+def joint(linears: list[nn.Module], batch: int = 1, dtype: torch.dtype = torch.float32) -> Product:
     """Layers that share an input as one product of all their rows.
 
     Ordinary layers' weights are laid under one another, each becoming a view of the whole: the same numbers, kept once.
 
-    Shapes:  layers with one d_in; the product takes [batch, d_in] and gives [batch, sum of d_out].
+    Shapes:  layers with one d_in; the product takes [batch, d_in] of that type and gives [batch, sum of d_out].
     Units:   none.
     Raises:  nothing; layers that cannot be joined (packed in different ways) are called one by one.
     Source:  this project.
     Differs: no difference.
     """
+    one_by_one = Product(lambda x: torch.cat([linear(x) for linear in linears], -1))
     biases = [linear.bias for linear in linears]
     if any(b is None for b in biases) and any(b is not None for b in biases):
-        return lambda x: torch.cat([linear(x) for linear in linears], -1)
+        return one_by_one
     bias = None if biases[0] is None else torch.cat(biases)
+    if all(type(linear) is PackedLinear for linear in linears):
+        operand = linears[0].operand if len(linears) == 1 else getattr(fuse(linears), "operand", None)
+        return one_by_one if operand is None else _packed(operand, bias, batch, dtype)
+    if len(linears) == 1:
+        return Product(linears[0])
     if all(type(linear) is nn.Linear for linear in linears):
         whole = torch.cat([linear.weight for linear in linears])
         for linear, rows in zip(linears, whole.split([linear.out_features for linear in linears]), strict=True):
             linear.weight.data = rows
-        return lambda x: F.linear(x, whole, bias)
-    if all(type(linear) is PackedLinear for linear in linears) and (fused := fuse(linears)):
-        return lambda x: product(fused.operand, x) if bias is None else product(fused.operand, x) + bias
-    return lambda x: torch.cat([linear(x) for linear in linears], -1)
+        return Product(lambda x: F.linear(x, whole, bias))
+    return one_by_one
+
+
+def _packed(operand: Operand, bias: Tensor | None, batch: int, dtype: torch.dtype) -> Product:
+    """A packed weight's product; the kernel before it may make the bytes of x where its own kernel can take them."""
+    own = operand.prepared(batch, dtype) if isinstance(operand, Affine) else None
+    run = partial(product, operand) if own is None else partial(kernel("tensorcore").product, weight=own)
+    return Product(run if bias is None else lambda x: run(x) + bias, own)
 
 
 def why_not(model: nn.Module) -> str | None:
@@ -166,7 +194,7 @@ def _names(block: nn.Module) -> tuple[nn.Module, ...]:
     return a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj
 
 
-def _part(block: nn.Module) -> _Part:
+def _part(block: nn.Module, batch: int, dtype: torch.dtype) -> _Part:
     q, k, v, out, gate, up, down = _names(block)
-    return _Part(block.input_layernorm, joint([q, k, v]), out, block.post_attention_layernorm, joint([gate, up]), down,
-                 block.self_attn.scaling)
+    qkv, out, gate_up, down = (joint(linears, batch, dtype) for linears in ([q, k, v], [out], [gate, up], [down]))
+    return _Part(block.input_layernorm, qkv, out, block.post_attention_layernorm, gate_up, down, block.self_attn.scaling)
