@@ -351,7 +351,8 @@ def _all_roundings(fn: Callable) -> None:
         s, z = fit(shrink * W, grid)
         got = fn(W[0], s[0], z[0], grid.q_max)
         base = torch.floor(W[0] / s[0] + z[0])
-        assert got.shape == (2**d, d) and got.min() >= 0 and got.max() <= grid.q_max
+        choices = int((1 + (base.clamp(0, grid.q_max) != (base + 1).clamp(0, grid.q_max)).long()).prod())
+        assert got.shape == (choices, d) == got.unique(dim=0).shape and got.min() >= 0 and got.max() <= grid.q_max
         assert ((got == base.clamp(0, grid.q_max)) | (got == (base + 1).clamp(0, grid.q_max))).all()
         assert (got == quantize(W, s, z, grid)[0]).all(1).any()
 

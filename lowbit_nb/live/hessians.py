@@ -116,21 +116,23 @@ class HessianExplorer(Explorer):
         title = f"damping {100 * damp:g} %, {name.replace('_', ' ')} order: {numbers}"
         fig, (ax_h, ax_cost, ax_row) = show.subplots(9, 2.9, cols=3)
         root = one.H.diagonal().sqrt()
-        ax_h.imshow(
+        of_h = ax_h.imshow(
             (one.H / root / root[:, None]).numpy(), cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest"
         )
+        fig.colorbar(of_h, ax=ax_h, ticks=(-1, 0, 1), shrink=0.8)
         ax_h.set(title="Correlations of H", xlabel="place in the order")
         places = np.arange(1, self.d + 1)
         ax_cost.semilogy(
             places, one.H.diagonal(), "--", color=show.PALETTE[3], label="without feedback", lw=1
         )
         ax_cost.semilogy(places, one.D, color=show.PALETTE[0], label="with feedback", lw=1)
-        ax_cost.set(title="Cost of an error", xlabel="place in the order")
+        ax_cost.set(title="Cost of an error", xlabel="place in the order", ylabel="D, squared inputs")
         ax_cost.legend()
         j = self.column
         ax_row.bar(places[j + 1 :], one.V[j, j + 1 :].numpy(), width=1.0, color=show.PALETTE[0])
         ax_row.axhline(0, color="#555555", lw=0.8)
-        ax_row.set(title=f"Feedback of {self.names[int(one.perm[j])]}", xlabel="place in the order")
+        ax_row.set(title=f"Feedback of {self.names[int(one.perm[j])]}", xlabel="place in the order",
+                   ylabel="V, weight a unit of error")
         largest = float(one.V[j, j + 1 :].abs().max()) if j + 1 < self.d else 0.0
         column = self.names[int(one.perm[j])]
         alt = f"{title}. An error of 1 in {column} moves a later column by at most {show.digits(largest)}."

@@ -187,6 +187,9 @@ class SalienceExplorer(Explorer):
         ticks = [t for t in (TICKS if s.max() > 2 * s.min() else FINE) if s.min() <= 1.5 * t and t <= 1.5 * s.max()]
         axes[1, 0].set(yscale="log", xlabel="channels, largest first", yticks=ticks, yticklabels=[f"{t:g}" for t in ticks])
         axes[1, 0].minorticks_off()
+        if s.max() == s.min():  # exponent 0: bars of no height
+            axes[1, 0].set_ylim(0.45, 2.2)
+            axes[1, 0].axhline(1.0, color=show.PALETTE[0])
         ax = axes[0, 1]
         ax.plot(EXPONENTS, 100 * total, label="all channels", markevery=[step], **show.line(0))
         ax.plot(EXPONENTS, 100 * part, label=f"top 1 %: {found.top}", markevery=[step], **show.line(1))

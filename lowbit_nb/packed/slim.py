@@ -137,6 +137,8 @@ def joint(linears: list[nn.Module], batch: int = 1, dtype: torch.dtype = torch.f
     Differs: no difference.
     """
     one_by_one = Product(lambda x: torch.cat([linear(x) for linear in linears], -1))
+    if len(linears) == 1 and type(linears[0]) is not PackedLinear:
+        return Product(linears[0])
     biases = [linear.bias for linear in linears]
     if any(b is None for b in biases) and any(b is not None for b in biases):
         return one_by_one
@@ -144,8 +146,6 @@ def joint(linears: list[nn.Module], batch: int = 1, dtype: torch.dtype = torch.f
     if all(type(linear) is PackedLinear for linear in linears):
         operand = linears[0].operand if len(linears) == 1 else getattr(fuse(linears), "operand", None)
         return one_by_one if operand is None else _packed(operand, bias, batch, dtype)
-    if len(linears) == 1:
-        return Product(linears[0])
     if all(type(linear) is nn.Linear for linear in linears):
         whole = torch.cat([linear.weight for linear in linears])
         for linear, rows in zip(linears, whole.split([linear.out_features for linear in linears]), strict=True):
@@ -178,8 +178,9 @@ def why_not(model: nn.Module) -> str | None:
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") not in ROTARY:
         return "its rotary positions are of a kind that depends on the length"
     try:
-        for block in model.model.layers:
-            _names(block)
+        passed = [m for b in model.model.layers for m in (*_names(b), b.input_layernorm, b.post_attention_layernorm)]
+        if any(m._forward_hooks or m._forward_pre_hooks for m in (*passed, model.model.norm)):
+            return "hooks of its layers would not run (rounded activations, or a norm with a bias)"
         model.model.embed_tokens, model.model.norm.variance_epsilon, model.model.rotary_emb, model.lm_head  # noqa: B018
     except AttributeError as error:
         return f"it is not built like a Llama ({error})"
