@@ -18,7 +18,7 @@ from lowbit_nb.grid import Grid
 from lowbit_nb.methods import RTN
 from lowbit_nb.packed import PackedLinear, pack_model
 from lowbit_nb.packed.cache import SlotCache
-from lowbit_nb.packed.decoder import Decoder
+from lowbit_nb.packed.decoder import RUN, Decoder, most_likely
 from lowbit_nb.packed.head import head_of, quantize_head
 from lowbit_nb.packed.slim import Plain, joint
 from tests import tiny
@@ -118,6 +118,13 @@ def test_text_is_that_of_evaluate():
         decoder.text(["", "a", "b"], 3)
     with pytest.raises(ValueError, match="made from a subject with a tokenizer"):
         Decoder(tiny.model(), 9).text(["a"], 3)
+
+
+@pytest.mark.parametrize("vocabulary", [RUN - 1, RUN, 5 * RUN])
+def test_the_most_likely_token_is_the_first_largest(vocabulary):
+    logits = torch.randint(-9, 9, (7, vocabulary), generator=torch.Generator().manual_seed(0)).half()  # many are alike
+    wanted = (logits == logits.amax(1, keepdim=True)).long().argmax(1, keepdim=True)
+    assert torch.equal(most_likely(logits), wanted)
 
 
 def test_an_unused_cache_has_no_bytes():
