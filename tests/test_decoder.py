@@ -163,6 +163,9 @@ def test_a_model_that_is_not_slim_says_why():
     record = lb.quantize(subject, RTN(Grid(4, 16)), progress=False).with_activations(lb.Activations(8))
     rounded = pack_model(record, subject).model.to(torch.bfloat16)  # in which eight bits are too fine for a trial of logits
     assert "rounded activations" in Decoder(rounded, 20).why
+    watched = tiny.model()
+    watched.lm_head.register_forward_hook(lambda *_: None)
+    assert "hooks" in Decoder(watched, 20).why
     stretched = tiny.model(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
     assert "length" in Decoder(stretched, 20).why
 

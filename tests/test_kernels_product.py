@@ -12,6 +12,7 @@ import torch
 
 from lowbit_nb import packing
 from lowbit_nb.grid import Grid
+from lowbit_nb.kernels.slices import full
 from lowbit_nb.onebit.mixed import MixedWeight
 from lowbit_nb.onebit.signweight import SignWeight
 from lowbit_nb.stored import AffineWeight
@@ -127,6 +128,13 @@ for wrong in (lambda: operand(words, 2, 1024, torch.ones(4, 32), None, 32),
         raise AssertionError("taken")
 """
     run_here(code, False)
+
+
+def test_words_that_need_no_padding_are_not_copied():
+    words = torch.arange(128 * 256, dtype=torch.int32).reshape(128, 256)
+    assert full(words, 2, 4096).data_ptr() == words.data_ptr()
+    more = full(words[:100], 2, 4096)
+    assert more.shape == words.shape and torch.equal(more[:100], words[:100]) and not more[100:].any()
 
 
 @pytest.mark.parametrize(("bits", "rows", "most"), [(1, 1, 1.0), (2, 1, 1.2), (3, 1, 1.6), (4, 1, 2.0), (2, 16, 1.7)])

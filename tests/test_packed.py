@@ -428,6 +428,16 @@ def test_fused_layers_keep_their_words_once_and_give_what_each_gives():
     assert gap(both.operand.dequantize(), torch.cat([w.dequantize() for w in weights])) == 0
 
 
+def test_layers_that_are_fused_already_share_what_they_have():
+    layers = [PackedLinear.of(affine(4, 96, 32, seed)) for seed in range(3)]
+    both = fuse(layers)
+    assert fuse(layers) is both
+    for others in (layers[:2], layers[::-1], [*layers[:2], PackedLinear.of(affine(4, 96, 32, 2))]):
+        assert fuse(others) is not both
+    x = torch.randn(1, 96, generator=gen(0))
+    assert all(gap(layer(x), x @ layer.dequantize().T) < 1e-5 for layer in layers)
+
+
 def test_a_fused_layer_sees_a_changed_input():
     weights = [affine(4, 96, 32, seed) for seed in range(2)]
     layers = [PackedLinear.of(w) for w in weights]

@@ -4,7 +4,7 @@
 
 One sequence, a prompt of 32 tokens, 128 new ones; the prompt is not timed.  "own" steps are transformers' forward pass, "slim"
 ones `lowbit_nb.packed.slim`; both are captured alike, for 16 bits too.  Packed weights are random words and scales, so tokens
-mean nothing; what takes time is the same.  Every row says whether it wrote the tokens that the eager step writes.  Captured
+mean nothing; what takes time is the same.  Rows with an eager twin before them say how many of its tokens they wrote.  Captured
 slim steps are also timed with a piece left out (the numbers are then wrong): what that piece adds to a step.
 """
 
@@ -166,14 +166,14 @@ def measure(model: nn.Module, weights: str, mode: str, slim: bool, a: argparse.N
     return row | {"tokens": tokens}
 
 
-def rows(model: nn.Module, weights: str, modes: list[tuple[str, bool]], a: argparse.Namespace) -> list[dict]:
-    """A model's rows; the first eager row of each kind of step is what the others are held against."""
-    made, eager = [], {}
+def rows(model: nn.Module, weights: str, modes: list[tuple[str, bool]], a: argparse.Namespace, eager: dict) -> list[dict]:
+    """A model's rows; the eager row of each kind of step is what the others are held against: `eager` keeps its tokens."""
+    made = []
     for mode, slim in modes:
-        row = measure(model, weights, mode, slim, a, eager.get(slim))
+        row = measure(model, weights, mode, slim, a, eager.get((weights, slim)))
         tokens = row.pop("tokens")
         if mode == "eager":
-            eager[slim] = tokens
+            eager[weights, slim] = tokens
         made.append(row)
         print(" | ".join([weights, mode, row["step"], f"{row['tokens_a_second']:.1f} tok/s",
                           f"{row['ms_a_token']:.3f} ms", f"{row['weight_GB']:.2f} GB", f"peak {row['peak_GB']:.2f} GB",
@@ -198,8 +198,10 @@ def main() -> None:
              "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version(),
              "command": "python " + " ".join(sys.argv), "prompt": a.prompt, "tokens": a.tokens, "head_bits": a.head, "rows": []}
 
+    eager: dict[tuple[str, bool], torch.Tensor] = {}
+
     def add(weights: str, modes: list[tuple[str, bool]]) -> None:
-        table["rows"] += rows(model, weights, [m for m in modes if m[0] in a.modes], a)
+        table["rows"] += rows(model, weights, [m for m in modes if m[0] in a.modes], a, eager)
         base = next((r for r in table["rows"] if (r["weights"], r["mode"], r["step"]) == ("fp16", "captured", "slim")), None)
         for r in table["rows"]:
             r["over_fp16_captured"] = r["tokens_a_second"] / base["tokens_a_second"] if base else None

@@ -48,7 +48,8 @@ def full(words: Tensor, bits: int, d_in: int) -> Tensor:
     padded = count(d_in, bits) * tiles.WIDTHS[bits]
     if padded != d_in:
         words = packing.pack(pad(packing.unpack(words, bits, d_in), (0, padded - d_in)), bits)
-    return pad(words, (0, 0, 0, -len(words) % BLOCK)).contiguous()
+    more = -len(words) % BLOCK
+    return (pad(words, (0, 0, 0, more)) if more else words).contiguous()  # padding by nothing would copy
 
 
 def spread(t: Tensor, bits: int, d_in: int, group: int, seg: int) -> Tensor:

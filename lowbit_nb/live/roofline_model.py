@@ -48,7 +48,7 @@ class Machine:
 
 MACHINES = (
     Machine("NVIDIA H200", 4.27, 132 * 4 * 32 * 1.98e-3, 2.1,
-            "read bandwidth and launch measured; 132 SMs × 4 schedulers × 32 lanes × 1.98 GHz"),
+            "read bandwidth and launch measured; 132 SMs × 4 schedulers × 32 threads × 1.98 GHz"),
     Machine("NVIDIA A100 80 GB", 2.039, 108 * 4 * 32 * 1.41e-3, 2.1,
             "bandwidth of the data sheet, not measured; 108 SMs × 4 × 32 × 1.41 GHz; launch as on the H200"),
     Machine("NVIDIA RTX 4090", 1.008, 128 * 4 * 32 * 2.52e-3, 2.1,

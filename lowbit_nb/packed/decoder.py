@@ -32,6 +32,7 @@ class Decoder:
     slim        one launch between two products (Llama-shaped models); None: where it gives the model's own logits
 
     `slim` and `why` say afterwards which step is taken and why not the other; `mode` is the graph that was chosen.
+    Weights, hooks and lanes are those of its making: make another decoder after changing them.
 
     Source: CUDA graphs and static caches as in gpt-fast. Differs: any model; prompts are read by the model's own forward pass.
     """

@@ -62,6 +62,8 @@ def fuse(linears: list[PackedLinear]) -> Fused | None:
     Source:  fused query, key, value and gate, up of most inference engines.
     Differs: no difference.
     """
+    if before := _fused_before(linears):
+        return before
     made = [linear.operand for linear in linears]
     if not all(isinstance(o, Affine) and o.factors is None for o in made) or not _alike(made):
         return None
@@ -73,8 +75,16 @@ def fuse(linears: list[PackedLinear]) -> Fused | None:
                   [len(p.words) for p in planar])
     for i, (linear, rows) in enumerate(zip(linears, words.split(fused.sizes), strict=True)):
         linear.exchange(planar[i].words, rows)
-        linear._shared = lambda x, i=i: fused.part(i, x)
+        linear._shared = fused, i
     return fused
+
+
+def _fused_before(linears: list[PackedLinear]) -> Fused | None:
+    """What these layers share already, all of them and in this order: two decoders of a model hold its words once."""
+    shared = [linear._shared for linear in linears]
+    if None in shared or [i for _, i in shared] != list(range(len(shared[0][0].sizes))):
+        return None
+    return shared[0][0] if all(fused is shared[0][0] for fused, _ in shared) else None
 
 
 def _alike(made: list[Affine]) -> bool:

@@ -39,7 +39,7 @@ class PackedLinear(nn.Module):
         self.meta, self._names = meta, tuple(tensors)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self._operand: Operand | None = None
-        self._shared: Callable[[Tensor], Tensor] | None = None  # set by `fused`
+        self._shared: tuple[object, int] | None = None  # a `fused.Fused`, and which part of it this layer is
 
     @classmethod
     def of(cls, stored: StoredWeight, bias: Tensor | None = None) -> PackedLinear:
@@ -87,7 +87,8 @@ class PackedLinear(nn.Module):
             raise ValueError(f"x has shape {list(x.shape)} and type {x.dtype}; "
                              f"the layer takes [..., {self.in_features}] floats")
         if self._shared is not None and packed_rows(x):
-            y = self._shared(x)
+            fused, i = self._shared
+            y = fused.part(i, x)
         else:
             y = product(self.operand, x)
         return y if self.bias is None else y + self.bias.to(y.dtype)

@@ -179,9 +179,9 @@ def why_not(model: nn.Module) -> str | None:
         return "its rotary positions are of a kind that depends on the length"
     try:
         passed = [m for b in model.model.layers for m in (*_names(b), b.input_layernorm, b.post_attention_layernorm)]
-        if any(m._forward_hooks or m._forward_pre_hooks for m in (*passed, model.model.norm)):
+        if any(m._forward_hooks or m._forward_pre_hooks for m in (*passed, model.model.norm, model.lm_head)):
             return "hooks of its layers would not run (rounded activations, or a norm with a bias)"
-        model.model.embed_tokens, model.model.norm.variance_epsilon, model.model.rotary_emb, model.lm_head  # noqa: B018
+        model.model.embed_tokens, model.model.norm.variance_epsilon, model.model.rotary_emb  # noqa: B018
     except AttributeError as error:
         return f"it is not built like a Llama ({error})"
     width = model.model.layers[0].self_attn.head_dim
