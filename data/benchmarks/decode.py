@@ -211,7 +211,7 @@ def main() -> None:
     for bits in a.bits:
         pack_randomly(model, bits, a.head)
         add(f"{bits} bits, head {a.head}", [("eager", True), ("captured", False), ("captured", True)])
-    if "compiled" in a.modes:  # last, since it takes as long as all others together
+    if "compiled" in a.modes:  # last, on a model as it was: the layers of this one are packed
         del model
         model = random_model(a.shape)
         add("fp16", [("compiled", False)])

@@ -13,15 +13,13 @@ a kernel starts while the one before it ends, reads what does not depend on that
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from lowbit_nb.kernels import digits
-from lowbit_nb.kernels.launching import beside
+from lowbit_nb.kernels.launching import beside, early
 from lowbit_nb.kernels.tensorcore import Bytes, Operand
 
 BLOCK = 64  # slots of the cache a step of `attend` looks at
@@ -88,16 +86,14 @@ def _left(into: Operand | None, rows: int, d: int, like: Tensor) -> tuple[Tensor
     """What a kernel leaves, a slice a program: numbers, or bytes for a weight; pointers, how they lie, number of slices."""
     if into is None:
         y = like.new_empty(rows, d)
-        return y, (y, y, y), {"BITS": 0, "SEG": 64, **beside(y)}, triton.cdiv(d, 64 * digits.planes(0))
+        return y, (y, y, y), {"BITS": 0, "SEG": 64, **beside(rows, like.dtype)}, triton.cdiv(d, 64 * digits.planes(0))
     made = Bytes.room(into, rows, like)
-    return made, made.pointers, {"BITS": into.bits, "SEG": into.seg, **beside(made)}, into.n_slices
+    return made, made.pointers, {"BITS": into.bits, "SEG": into.seg, **beside(rows, like.dtype)}, into.n_slices
 
 
-@cache
 def _early(device: torch.device) -> dict:
     """Settings of a launch that may begin before the one before it has ended."""
-    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    return {"PDL": True, "launch_pdl": True} if able else {"PDL": False}
+    return {"PDL": True, "launch_pdl": True} if early(device) else {"PDL": False}
 
 
 @triton.jit

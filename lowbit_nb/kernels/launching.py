@@ -43,17 +43,17 @@ def early(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def beside(x: Tensor) -> dict[str, int]:
+def beside(rows: int, dtype: torch.dtype) -> dict[str, int]:
     """How rows of x lie in the tensor core's columns: C bytes each (two for half precision), room for R rows.
 
-    Shapes:  x [M, d_in], or anything with that length and type.
+    Shapes:  rows of x, and their type.
     Units:   columns.
     Raises:  nothing.
     Source:  this project.
     Differs: no difference.
     """
-    each = 4 if x.dtype == torch.float32 else 2
-    return {"C": each, "R": max(8 // each, triton.next_power_of_2(len(x)))}
+    each = 4 if dtype == torch.float32 else 2
+    return {"C": each, "R": max(8 // each, triton.next_power_of_2(rows))}
 
 
 def cut(x: Tensor, y: Tensor, plan: tiles.Plan, n_slices: int, rows: int, asm: bool) -> dict:
@@ -69,8 +69,8 @@ def cut(x: Tensor, y: Tensor, plan: tiles.Plan, n_slices: int, rows: int, asm: b
     grid = max(1, min(n_tiles, plan.shares))
     partial = room(x.device, "partial", triton.next_power_of_2(n_slices * rows * len(x)), torch.float32)
     tickets = room(x.device, "tickets", max(1024, triton.next_power_of_2(grid)), torch.int32)
-    made = {"ROOM": (partial, tickets, rows, y.shape[1]), "M": len(x), **beside(x), "BN": plan.rows, "TILES": n_tiles,
-            "GRID": grid, "RB": -(-n_tiles // grid), "NS": plan.stages, "APART": plan.apart, "ASM": asm,
+    made = {"ROOM": (partial, tickets, rows, y.shape[1]), "M": len(x), **beside(len(x), x.dtype), "BN": plan.rows,
+            "TILES": n_tiles, "GRID": grid, "RB": -(-n_tiles // grid), "NS": plan.stages, "APART": plan.apart, "ASM": asm,
             "PDL": early(x.device), "num_warps": plan.warps, "maxnreg": plan.registers}
     return made | ({"launch_pdl": True} if made["PDL"] else {})
 

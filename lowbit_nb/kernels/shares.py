@@ -86,7 +86,7 @@ def _share(q, s, z, bytes, sums, steps, q_row, partial, n_rows, t, slot, first, 
            M: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BN: tl.constexpr, RB: tl.constexpr, NS: tl.constexpr,
            ASM: tl.constexpr, PDL: tl.constexpr):
     """Slice t of the rows of tiles first .. last - 1, or half its planes, into row `slot` of the partial sums."""
-    E: tl.constexpr = 32 if BITS == 3 else 32 // BITS
+    E: tl.constexpr = digits.planes(BITS)
     NG: tl.constexpr = E * 64 // SEG
     EACH: tl.constexpr = (4 if NG >= 4 else NG) if HALF else 1
     HERE: tl.constexpr = NG // PARTS  # scales of this program, and words that hold them
@@ -178,8 +178,8 @@ def prepare(x, columns, columns2, factors2, bytes, sums, steps, d_in, bytes2, su
     """
     t = tl.program_id(0)
     m = tl.program_id(1)
-    E: tl.constexpr = 32 if BITS == 3 else 32 // BITS
-    E2: tl.constexpr = 32 if BITS2 == 3 else 32 // BITS2
+    E: tl.constexpr = digits.planes(BITS)
+    E2: tl.constexpr = digits.planes(BITS2)
     if PDL:  # the product may start and ask for its words; what it reads of this it waits for
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()

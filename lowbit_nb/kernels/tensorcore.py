@@ -11,7 +11,7 @@ the slices gave is added up in order, by the last program of a share or in a lau
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import gcd, prod
 
 import torch
@@ -120,10 +120,10 @@ class Bytes:
     @classmethod
     def room(cls, weight: Operand, rows: int, like: Tensor, name: str = "a") -> Bytes:
         """Room for them; `like` has the type of x."""
-        made = cls(like, like, like, (rows, weight.shape[1]), like.dtype)
-        count = triton.next_power_of_2(weight.n_slices * WIDTHS[weight.bits] * prod(beside(made).values()))
+        count = triton.next_power_of_2(weight.n_slices * WIDTHS[weight.bits] * prod(beside(rows, like.dtype).values()))
         kinds = {"digits": (count, torch.int8), "sums": (count // 64, torch.float32), "steps": (count // 256, torch.float32)}
-        return replace(made, **{what: room(like.device, f"{what} {name}", *kind) for what, kind in kinds.items()})
+        made = (room(like.device, f"{what} {name}", *kind) for what, kind in kinds.items())
+        return cls(*made, (rows, weight.shape[1]), like.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -228,8 +228,8 @@ def _prepare(x: Tensor, columns: Tensor, first: Operand, second: Operand, column
     n_slices = first.n_slices + (second.n_slices if both else 0)
     shares.prepare[(n_slices, len(x))](
         x, columns, columns2, factors, *made[0].pointers, first.shape[1], *made[1].pointers, second.shape[1], x.stride(0),
-        FIRST=first.n_slices, BITS=first.bits, SEG=first.seg, BITS2=second.bits, SEG2=second.seg, **beside(x), MIXED=both,
-        PDL=early, num_warps=4, **({"launch_pdl": True} if early else {}))
+        FIRST=first.n_slices, BITS=first.bits, SEG=first.seg, BITS2=second.bits, SEG2=second.seg, MIXED=both,
+        **beside(len(x), x.dtype), PDL=early, num_warps=4, **({"launch_pdl": True} if early else {}))
     return made
 
 
